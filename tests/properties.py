@@ -17,14 +17,16 @@ assert USE in USES, f"BITFRONT_PROPERTIES is {USE!r}; allowed: {', '.join(USES)}
 EXAMPLES = 100
 
 
-def max_examples(number: int, *, shrink: bool = True) -> settings:
+def max_examples(number: int, *, suite: int | None = None, shrink: bool = True) -> settings:
     """A decorator of a property test: it draws `number` examples, or the share of them that this use draws.
 
     Args:
+        suite: how many the suite draws, in place of its share; where an example takes a second.
         shrink: whether an example that fails is reduced. Where one takes a tenth of a second that takes minutes.
     """
     phases = (Phase.explicit, Phase.generate, *((Phase.shrink,) if shrink else ()))
-    return settings(max_examples=max(1, round(number * USES[USE])), phases=phases)
+    drawn = suite if suite is not None and USE == "suite" else max(1, round(number * USES[USE]))
+    return settings(max_examples=drawn, phases=phases)
 
 
 def load() -> None:

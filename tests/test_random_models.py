@@ -60,7 +60,7 @@ def searched(plan, model, data, folder):
 
 @pytest.mark.slow
 @given(plans())
-@max_examples(30, shrink=False)
+@max_examples(30, suite=8, shrink=False)
 def test_every_number_is_that_of_the_network(tmp_path_factory, plan):
     note(plan)
     with hooked(plan):

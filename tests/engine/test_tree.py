@@ -255,7 +255,7 @@ def drawn(data, network, most=7):
 
 @pytest.mark.sampled(4)
 @per_network
-@max_examples(12, shrink=False)
+@max_examples(12, suite=4, shrink=False)
 @given(st.data())
 def test_a_batch_has_the_numbers_of_each_candidate_alone(network, data):
     job, codes = drawn(data, network)
@@ -264,7 +264,7 @@ def test_a_batch_has_the_numbers_of_each_candidate_alone(network, data):
 
 @pytest.mark.sampled(4)
 @per_network
-@max_examples(6, shrink=False)
+@max_examples(6, suite=2, shrink=False)
 @given(st.data())
 def test_numbers_depend_on_no_order_no_batch_no_effort_and_nothing_before(network, data):
     job, codes = drawn(data, network)
@@ -472,7 +472,7 @@ def test_samples_may_begin_anywhere_in_memory(network):
 # --- what is no number -----------------------------------------------------------------------------------------------
 
 
-@max_examples(30, shrink=False)
+@max_examples(30, suite=8, shrink=False)
 @given(st.data())
 def test_a_candidate_that_overflows_is_an_error_and_leaves_the_others_alone(data):
     formats = {"name": ["integer", "NA"], "data_in_width": [3, 8], "weight_width": [4, 8, "NA"]}
@@ -558,7 +558,7 @@ EXACT = (Chain, EndsInReLU, Images, Grouped, Residual, ResidualImages, Dense, De
 
 
 @pytest.mark.parametrize("network", EXACT, ids=lambda n: n.__name__)
-@max_examples(10, shrink=False)
+@max_examples(10, suite=3, shrink=False)
 @given(st.data())
 def test_what_is_exact_depends_on_no_number_of_samples(network, data):
     """Every product of fixed-point numbers, every sum within 24 bits: nothing that happens matters."""
@@ -597,7 +597,7 @@ def test_corrected_candidates_have_the_numbers_of_their_corrected_models(network
     corrections = Corrections(*which)
     job = job_of(seeded_model(network), network.shape, {"default": BOTH}, corrections=corrections)
     evaluator, plain = evaluator_of(job), evaluator_of(job_of(seeded_model(network), network.shape, {"default": BOTH}))
-    codes = evaluator.space.sample(24, np.random.default_rng(0))
+    codes = evaluator.space.sample(12, np.random.default_rng(0))
     measured = assert_as_alone(evaluator, codes)
     graph = evaluator.space.graph
     correctable = sum(has_bias(graph, s) for s in graph.sites), sum(len(norms_behind(graph, s)) for s in graph.sites)

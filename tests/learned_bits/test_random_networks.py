@@ -82,7 +82,7 @@ def check_costs(reported, layers, convention):
 
 
 @pytest.mark.skipif(not bits.available(), reason="no compiled training of bits")
-@max_examples(20, shrink=False)
+@max_examples(20, suite=6, shrink=False)
 @given(searches())
 def test_what_is_reported_is_what_whole_numbers_give(search):
     check_search(*search)

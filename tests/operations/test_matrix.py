@@ -4,7 +4,7 @@ import matrix
 import pytest
 
 
-@pytest.mark.sampled(8)
+@pytest.mark.sampled(14)
 @pytest.mark.slow
 @pytest.mark.parametrize("operation", list(matrix.names_with_examples()))
 def test_row(operation):
