@@ -33,10 +33,10 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def trained_once(tmp_path_factory, data, warm):
+def trained_once(tmp_path_factory, data, warm, kernels):
     """(folder, train's output): ``small.toml`` there, and ``runs/small`` after ``bitfront train``. To be copied."""
     folder = tmp_path_factory.mktemp("trained")
-    shell = Shell(folder, warm)
+    shell = Shell(folder, warm, kernels)
     shell.write("small.toml", settings(data))
     return folder, shell("train", "--config", "small.toml")
 
@@ -51,17 +51,15 @@ def searched_once(tmp_path_factory, trained_once, warm):
 
 @pytest.fixture(scope="session")
 def kernels():
-    """The compiled kernels; a training and the tests of the kernels compile them anew."""
-    return [Path(library._name) for library in (native.library(),) if library is not None]
+    """The compiled kernels, which take seconds each; the tests of the kernels and of the package compile them anew."""
+    libraries = (native.library(), native.training_library(), native.bits_library())
+    return [Path(library._name) for library in libraries if library is not None]
 
 
 @pytest.fixture
 def shell(tmp_path, warm, kernels):
     """A command line in an empty folder, with the kernels compiled."""
-    shell = Shell(tmp_path, warm)
-    (tmp_path / "cache").mkdir()
-    for library in kernels:
-        shutil.copy(library, tmp_path / "cache")
+    shell = Shell(tmp_path, warm, kernels)
     yield shell
     shell.end()
 

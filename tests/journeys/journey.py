@@ -7,11 +7,13 @@ import contextlib
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,9 +83,13 @@ TYPING = """if True:
 class Shell:
     """Types commands in a folder, with a private home and cache, and without settings of the user."""
 
-    def __init__(self, folder: Path, warm: Warm | None = None, **env: str):
-        """With `warm`, commands are forked from a process that has torch imported, unless a cold start is asked for."""
+    def __init__(self, folder: Path, warm: Warm | None = None, kernels: Sequence[Path] = (), **env: str):
+        """With `warm`, commands are forked from a process that has torch imported, unless a cold start is asked for; with
+        `kernels`, they find these compiled."""
         self.folder, self.warm = folder, warm
+        for library in kernels:
+            (folder / "cache").mkdir(exist_ok=True)
+            shutil.copy(library, folder / "cache")
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("BITFRONT_", "PYTHON", "COLUMNS"))}
         private = {"OMP_NUM_THREADS": "1", "BITFRONT_CACHE": str(folder / "cache"), "HOME": str(folder)}
         private |= {"PYTHONPATH": str(SOURCE), "MPLCONFIGDIR": str(FONTS)}

@@ -25,9 +25,9 @@ CANDIDATES = 100
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, data, warm):
+def whole(tmp_path_factory, data, warm, kernels):
     """A folder with ``slow.toml``, trained weights for it, and the search that nobody kills in ``runs/whole``."""
-    shell = Shell(tmp_path_factory.mktemp("slow"), warm)
+    shell = Shell(tmp_path_factory.mktemp("slow"), warm, kernels)
     shell.write("slow_net.py", SLOW_NET)
     options = {"model": "slow_net:net", "project": "slow", "weights": "[2, 3, 4, 6, 8]", "top": "max_steps = 200"}
     shell.write("slow.toml", settings(data, **options))

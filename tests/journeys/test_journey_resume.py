@@ -20,9 +20,9 @@ SEARCHES = {
 
 
 @pytest.fixture(scope="session")
-def prepared(tmp_path_factory, data, warm):
+def prepared(tmp_path_factory, data, warm, kernels):
     """A folder with ``slow.toml`` and trained weights for it."""
-    shell = Shell(tmp_path_factory.mktemp("slow"), warm)
+    shell = Shell(tmp_path_factory.mktemp("slow"), warm, kernels)
     shell.write("slow_net.py", SLOW_NET)
     slow_settings = {"model": "slow_net:net", "project": "slow", "weights": "[2, 3, 4, 6, 8]", "top": "max_steps = 200"}
     shell.write("slow.toml", settings(data, **slow_settings))

@@ -23,8 +23,8 @@ TRIAL = ("transform", "--run", "learned", "--trial", 2)
 
 
 @pytest.fixture(scope="module")
-def learned(tmp_path_factory, warm):
-    shell = Shell(tmp_path_factory.mktemp("learned"), warm)
+def learned(tmp_path_factory, warm, kernels):
+    shell = Shell(tmp_path_factory.mktemp("learned"), warm, kernels)
     (shell.folder / "file.toml").write_text(SEARCH)
     shell("search", "--config", "file.toml")
     return shell
