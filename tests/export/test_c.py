@@ -4,7 +4,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from programs import case, cases
 from torch import nn
 
@@ -22,6 +22,7 @@ from bitfront.formats.fixed_map import FixedMap
 from bitfront.formats.integer import Integer
 from bitfront.graph import capture
 from bitfront.transforms import calibrate, quantize
+from properties import max_examples
 
 
 def _integers(graph, x, width=8):
@@ -39,7 +40,7 @@ def _integers(graph, x, width=8):
     return calibrate(graph, formats, x)
 
 
-@settings(max_examples=12)
+@max_examples(12)
 @given(cases())
 def test_a_rounding_before_a_pooling_changes_no_number(drawn):
     graph, formats, x = drawn

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from programs import cases
 from torch import nn
 
@@ -19,6 +19,7 @@ from bitfront.exporters.targets.c import C
 from bitfront.formats.integer import Integer
 from bitfront.graph import capture
 from bitfront.transforms import calibrate, quantize
+from properties import max_examples
 
 
 def _stated(candidate, folder):
@@ -35,7 +36,7 @@ def _stated(candidate, folder):
     return stated, (counted, ram + (int(row[1]) if row else 0))
 
 
-@settings(max_examples=8)
+@max_examples(8)
 @given(cases())
 def test_the_metric_is_what_export_writes(tmp_path_factory, drawn):
     graph, formats, _ = drawn

@@ -6,7 +6,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from programs import case, cases
 from torch import nn
@@ -19,9 +19,10 @@ from bitfront.formats.affine import Affine
 from bitfront.formats.integer import Integer
 from bitfront.graph import capture
 from bitfront.transforms import quantize
+from properties import max_examples
 
 
-@settings(max_examples=40)
+@max_examples(40)
 @given(cases())
 def test_a_program_computes_what_the_deployed_model_computes(given_case):
     graph, formats, x = given_case
@@ -32,7 +33,7 @@ def test_a_program_computes_what_the_deployed_model_computes(given_case):
     np.testing.assert_array_equal(computed, expected)
 
 
-@settings(max_examples=20)
+@max_examples(20)
 @given(cases(families=("integer",)))
 def test_every_number_is_within_its_range_also_for_inputs_that_nobody_expects(given_case):
     graph, formats, x = given_case

@@ -128,6 +128,8 @@ LEFT_OUT = {
     ("rtl", "depthwise", "fixed8"),
     ("rtl", "depthwise", "fixed4"),
 }
+#: What takes that long too, and sees what the same network in other formats has seen.
+LONG = {("rtl", "residual", "channels")}
 #: Targets whose judge takes a second or more.
 SLOW = {"torch"}
 #: Where a judge takes ten seconds: what it runs here. The other files are only written.
@@ -153,7 +155,8 @@ def _pairs():
         for i, network in enumerate(NETWORKS):
             slow = list(FORMATS)[i % len(FORMATS)] if name in SLOW else None
             for formats in FORMATS:
-                marks = pytest.mark.slow if (network, formats) in JUDGED.get(name, ()) else ()
+                marks = [pytest.mark.slow] if (network, formats) in JUDGED.get(name, ()) else []
+                marks += [pytest.mark.long] if (name, network, formats) in LONG else []
                 if slow in (None, formats) and (name, network, formats) not in LEFT_OUT:
                     yield pytest.param(name, network, formats, marks=marks)
 

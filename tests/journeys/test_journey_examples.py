@@ -36,8 +36,8 @@ def test_by_type_brute_force(shell, shared_examples):
         assert (alone["accuracy"], alone["loss"]) == (metrics["accuracy"], metrics["loss"])
 
 
-def test_unified_metric(shell, shared_examples):
-    shell.env["BITFRONT_DATA"] = str(shared_examples.parent / "data")
+def test_unified_metric(shell, shared_examples, few_jets):
+    shell.env["BITFRONT_DATA"] = str(few_jets)
     flags = ["--max-epochs", 1, "--n-trials", 20, "--project-dir", "runs"]
     typed = shell("search", "--config", shared_examples / "unified_metric.toml", *flags)
     assert "objectives: sum of scaled metrics (maximize)" in typed.err
@@ -52,8 +52,8 @@ def test_unified_metric(shell, shared_examples):
         assert entry["scaled_metrics"]["total_bitops"] == entry["software_metrics"]["total_bitops"] * -0.0000000005
 
 
-def test_brute_force_native(shell, shared_examples):
-    shell.env["BITFRONT_DATA"] = str(shared_examples.parent / "data")
+def test_brute_force_native(shell, shared_examples, few_jets):
+    shell.env["BITFRONT_DATA"] = str(few_jets)
     config = shared_examples / "brute_force_native.toml"
     why = (
         "weight is int16.8, which no kernel"
@@ -76,9 +76,9 @@ def test_brute_force_native(shell, shared_examples):
 
 
 @pytest.mark.skipif(not onednn.exact(), reason="this processor or build of torch has no exact kernels of bytes")
-def test_a_search_for_latency_in_bytes(shell, shared_examples):
+def test_a_search_for_latency_in_bytes(shell, shared_examples, few_jets):
     """The same file with the settings that have a kernel, and energy."""
-    shell.env["BITFRONT_DATA"] = str(shared_examples.parent / "data")
+    shell.env["BITFRONT_DATA"] = str(few_jets)
     text = (shared_examples / "brute_force_native.toml").read_text()
     text = text.replace("{width = 16, frac_width = 8}, ", "")
     text = text.replace("[search.strategy.sw_runner.latency]", "[search.strategy.sw_runner.latency]\nseconds = 0.02")
@@ -92,9 +92,9 @@ def test_a_search_for_latency_in_bytes(shell, shared_examples):
     assert all(entry["software_metrics"]["energy"] > 0 for entry in log)
 
 
-def test_channel_multiplier(shell, shared_examples):
+def test_channel_multiplier(shell, shared_examples, few_jets):
     """Twelve settings are six networks, each trained once; the trained networks come back exactly."""
-    shell.env["BITFRONT_DATA"] = str(shared_examples.parent / "data")
+    shell.env["BITFRONT_DATA"] = str(few_jets)
     config = shared_examples / "channel_multiplier.toml"
     typed = shell("search", "--config", config, "--max-epochs", 1, "--project-dir", "runs")
     assert "space: 12 settings, 6 distinct networks, 2 parameters" in typed.err
@@ -126,8 +126,8 @@ def test_channel_multiplier(shell, shared_examples):
     assert [row.split(",")[0] for row in rows if "Linear" in row] == ["seq_blocks_2", "seq_blocks_4", "seq_blocks_6"]
 
 
-def test_minifloats_beside_integers(shell, shared_examples):
-    shell.env["BITFRONT_DATA"] = str(shared_examples.parent / "data")
+def test_minifloats_beside_integers(shell, shared_examples, few_jets):
+    shell.env["BITFRONT_DATA"] = str(few_jets)
     config = shared_examples / "old_schema_minifloat.toml"
     typed = shell("search", "--config", config, "--n-trials", "12")
     assert "transform has no effect here" in typed.err
@@ -136,9 +136,9 @@ def test_minifloats_beside_integers(shell, shared_examples):
     assert "e4m3" in typed.out
 
 
-def test_three_linear_layers_in_a_row(shell, shared_examples):
+def test_three_linear_layers_in_a_row(shell, shared_examples, few_jets):
     """The second form of the width search: as the command of MASE has it, with its scheduler; each form for its model."""
-    shell.env["BITFRONT_DATA"] = str(shared_examples.parent / "data")
+    shell.env["BITFRONT_DATA"] = str(few_jets)
     config = shared_examples / "channel_multiplier_234.toml"
     typed = shell("search", "jsc-three-linears", "jsc", "--config", config, "--max-epochs", 1, "--cpu", 0)
     assert "note: model jsc-three-linears, dataset jsc, from the words of the command" in typed.err
@@ -154,9 +154,9 @@ def test_three_linear_layers_in_a_row(shell, shared_examples):
     assert hint in typed.err.replace("\n", " ")
 
 
-def test_a_file_for_the_other_form_of_its_model(shell, shared_examples):
+def test_a_file_for_the_other_form_of_its_model(shell, shared_examples, few_jets):
     """The same layers have other names there; the run folder has those, and needs no flag."""
-    shell.env["BITFRONT_DATA"] = str(shared_examples.parent / "data")
+    shell.env["BITFRONT_DATA"] = str(few_jets)
     other = shell("plan", shared_examples / "channel_multiplier_234.toml", "--model", "jsc-three-linear-layers")
     assert "in jsc-three-linear-layers, seq_blocks_3 is seq_blocks_4, seq_blocks_4 is seq_blocks_6" in other.err
     config = shared_examples / "channel_multiplier.toml"

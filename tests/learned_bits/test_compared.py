@@ -113,7 +113,7 @@ def meta(path):
 def test_each_training_covers_the_range_within_the_time_limit_and_sessions_go_on_with_it(given, tmp_path):
     """The number of trials says how many networks there are, and the time how long their cycles are."""
     free = {"epochs": None, "cycles": None, "seeds": 2}
-    comparison = compared(given, tmp_path, ["learned_bits:channel"], timeout=3.0, **free)
+    comparison = compared(given, tmp_path, ["learned_bits:channel"], timeout=1.5, **free)
     folders = [tmp_path / "compared" / "compare" / f"learned_bits-channel-{seed}" for seed in range(2)]
     known = [meta(folder / "networks.sqlite") for folder in folders]
     files = [sorted(folder.glob("checkpoints/cycle-*.pt")) for folder in folders]

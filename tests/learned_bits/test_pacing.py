@@ -109,7 +109,7 @@ def test_a_timeout_is_spread_over_the_range_and_the_same_after_a_resume(tmp_path
         settings = {"networks": 2, "batch_size": 64, "strategy": "learned_bits", "timeout": timeout}
         return bf.search(model=model(), data=data(), project="run", project_dir=str(tmp_path), **settings)
 
-    run = searched(2.0)
+    run = searched(1.0)
     folder = tmp_path / "run"
     # With other times the same comes out.
     known, files, before = lose_all_but_the_clock(folder)

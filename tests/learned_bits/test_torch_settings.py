@@ -173,7 +173,7 @@ def test_a_timeout_in_torch_is_spread_over_the_range_and_the_same_after_a_resume
         settings = {"networks": 2, "members": 2, "batch_size": 64, "strategy": "learned_bits", "timeout": timeout}
         return bf.search(model=model_of(Curved), data=data, project="run", project_dir=str(tmp_path), **settings)
 
-    run_of(3.0)
+    run_of(1.5)
     folder = tmp_path / "run"
     known, files, before = lose_all_but_the_clock(folder)
     again = run_of(60.0)
@@ -191,7 +191,7 @@ def test_members_in_torch_are_trained_one_after_another(monkeypatch):
 def test_a_bound_on_ebops_steers_though_products_in_float_count_too(tmp_path):
     """600 of them of 31 by 31 bits are in every network; the training's cost does not have them."""
     data = {split: clusters(Transformer.shape, n, s) for s, (split, n) in enumerate((("train", 400), ("val", 100)))}
-    in_float, setup = 600 * 31**2, {"cycles": 5, "epochs": 4.0, "networks": 1, "batch_size": 32, "learning_rate": 0.03}
+    in_float, setup = 600 * 31**2, {"cycles": 4, "epochs": 2.0, "networks": 1, "batch_size": 32, "learning_rate": 0.03}
 
     def run_of(place, constraints):
         return bf.search(
