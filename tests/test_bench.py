@@ -57,10 +57,11 @@ def plots():
         sys.modules.pop("common", None)
 
 
-#: What computes with several threads that take turns, or takes a quarter of a minute also in its smallest size.
+#: What computes with several threads that take turns, or takes more than five seconds also in its smallest size.
 LONG = {
     *("population", "roofline", "int8", "networks", "scaling", "calibration", "zoo"),
     *("strategies", "runtime", "learned_bits", "joint", "microcontroller", "granularity", "samplers"),
+    *("big", "deploy", "fpga"),
 }
 RUNS = [pytest.param(path, marks=[pytest.mark.long] if path.stem in LONG else [], id=path.stem) for path in SCRIPTS]
 #: Runs a script as ``python SCRIPT WORDS`` does, in a process that has torch imported already.

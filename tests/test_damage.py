@@ -26,7 +26,7 @@ def whole(request, tmp_path_factory):
 
 @pytest.mark.parametrize("whole", KINDS, indirect=True)
 @given(seed=st.integers(0, 2**32 - 1))
-@max_examples(120)
+@max_examples(120, suite=30)
 def test_damage_is_an_error_or_changes_nothing(whole, seed):
     kind, folder, held, work = whole
     path = damage(kind, folder, work, seed)

@@ -153,6 +153,7 @@ def test_what_populations_cannot_do_the_plain_training_does(more, reason):
     assert equal(member.state, train(model, data, settings).last_state)
 
 
+@pytest.mark.sampled(2)
 @compiled
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
@@ -445,6 +446,7 @@ def test_seconds_are_added_by_part():
     assert all(seconds > 0 for seconds in parts.values())
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in CASES if n != "one layer"])
 def test_the_trainer_for_gpus_trains_as_if_alone(name):

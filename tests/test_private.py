@@ -1,6 +1,7 @@
 """What torch and Optuna keep private is not relied on, but in one file each that has a way out."""
 
 import ast
+import functools
 from pathlib import Path
 
 import pytest
@@ -19,9 +20,15 @@ def dotted(node):
     return (node.id, *reversed(names)) if isinstance(node, ast.Name) else ()
 
 
+@functools.cache
+def named(text):
+    """All names with dots in a program's `text`."""
+    return {dotted(node) for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Attribute)}
+
+
 def users(text, wanted):
     """Which of the names with dots in a program's `text` are `wanted`."""
-    return {names for node in ast.walk(ast.parse(text)) if wanted(names := dotted(node))}
+    return {names for names in named(text) if wanted(names)}
 
 
 def private(names):

@@ -20,6 +20,7 @@ WEIGHTS = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     "network", [Chain, Normalised, Images, Clipped, ResidualImages, Signals, Functional], ids=lambda n: n.__name__
 )

@@ -237,6 +237,7 @@ def test_nan_in_weights_is_refused_by_name_before_any_work(name, tmp_path):
 # --- tensors of any size ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("power", [-50, -12, -6, 6, 30])
 @pytest.mark.parametrize("rule", ["auto", "minmax"])
 def test_the_same_function_in_other_sizes_has_the_same_accuracy(power, rule, tmp_path):
@@ -323,7 +324,7 @@ PRODUCTS = {
 }
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", PRODUCTS)
 @pytest.mark.parametrize("granularity", [None, "tensor", "channel"])
 @pytest.mark.parametrize("symmetric", ["NA", False])
@@ -410,6 +411,7 @@ MEETINGS = {
 }
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("name", MEETINGS)
 @pytest.mark.parametrize("rule", ["auto", "minmax"])
 def test_each_input_has_a_frac_width_of_its_own(name, rule, tmp_path):

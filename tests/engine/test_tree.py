@@ -361,7 +361,7 @@ def test_without_the_kernel_convolutions_have_the_same_bits(network, form, monke
     assert not calls
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(5)
 @pytest.mark.slow
 @per_network
 @pytest.mark.parametrize("samples", [1, 5])

@@ -35,7 +35,7 @@ def run(model, x, optimized=True):
     return torch.from_numpy(session.run(None, {INPUT: x.numpy()})[0])
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "shape"), EVERY, ids=[n for n, _ in EVERY])
 @pytest.mark.parametrize(("family", "width"), [("integer", 8), ("integer", 5), ("affine", 8), ("affine", 4)])

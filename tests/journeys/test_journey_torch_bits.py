@@ -63,7 +63,7 @@ accelerator = "cpu"
 name = "learned_bits"
 [search.strategy.setup]
 cycles = 3
-epochs = 4
+epochs = 2
 networks = 2
 batch_size = 128
 learning_rate = 1e-2
@@ -103,7 +103,7 @@ def test_search_report_and_transform_give_the_same_numbers(name, float_layer, sh
 def test_killed_after_a_cycle_it_ends_with_the_same_bytes(shell, data):
     shell.write("nets.py", NETS)
     # More than a cycle is left when the process is killed.
-    text = FILE.format(name="transformer", data=data).replace("epochs = 4\n", "epochs = 12\n")
+    text = FILE.format(name="transformer", data=data).replace("epochs = 2\n", "epochs = 12\n")
     shell.write("whole.toml", text.replace('"bits"', '"whole"'))
     shell.write("killed.toml", text.replace('"bits"', '"killed"'))
     shell("search", "whole.toml")

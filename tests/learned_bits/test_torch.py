@@ -91,6 +91,7 @@ def epoch(samples, batch, seed=0, rate=3e-3, pressure=3e-4):
     return Steps(order, batch, np.full(count, rate), np.full(count, pressure), 2.0, COST)
 
 
+@pytest.mark.sampled(2)
 @needs_compiler
 @pytest.mark.parametrize("kind", [Mlp, SignedMlp, Cnn])
 @pytest.mark.parametrize("weight", GRAIN)

@@ -85,7 +85,7 @@ def seeds(draw):
 
 
 @pytest.mark.slow
-@max_examples(50)
+@max_examples(50, suite=12)
 @given(seeds())
 def test_spaces_of_random_tables_conform(seed):
     try:
