@@ -111,7 +111,7 @@ def test_a_file_of_init_has_a_plan_for_every_kind_of_weights(shell):
                 self.head = nn.Linear(6, 10)
 
             def forward(self, x):
-                x = self.table(x.flatten(1).abs().clamp(max=19).long()).transpose(1, 2)
+                x = self.table(x.flatten(1)[:, ::8].abs().clamp(max=19).long()).transpose(1, 2)
                 x, _ = self.memory(self.up(self.mix(x)).transpose(1, 2))
                 return self.head(self.attend(x, x, x)[0].mean(1))
         """),

@@ -72,7 +72,7 @@ def test_a_killed_search_goes_on_and_ends_the_same(name, slow, prepared, tmp_pat
     whole = Shell(tmp_path_factory.mktemp("whole"), slow.warm)
     shutil.copytree(prepared, whole.folder, dirs_exist_ok=True)
     # In a process of other hashes; and two processes find the same as one.
-    whole(*of(name), *(["--n-jobs", 2] if name == "brute_force" else []), cold=True)
+    whole(*of(name), *(["--n-jobs", 2] if name == "nsgaii" else []), cold=True)
     assert rows(whole.folder / "runs/slow/trials.sqlite") == after
     assert trials_without_time(whole) == trials_without_time(slow)
     assert read(whole, "best.json") == read(slow, "best.json")

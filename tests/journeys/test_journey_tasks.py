@@ -1,8 +1,6 @@
 """Other tasks than classification, as a user types them: train, search, transform, report, and the same numbers."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -67,9 +65,9 @@ def numbers(outputs=2, samples=900):
 
 
 def checked(shell, leading):
-    """Every trial of the front, rebuilt and evaluated alone: the same bits as in the search."""
+    """The front, of which three trials are rebuilt and evaluated alone: the same bits as in the search."""
     front = json.loads((shell.folder / "runs/run/best.json").read_text())
-    for entry in front.values():
+    for entry in list(front.values())[:: max(1, len(front) // 2)]:
         found = entry["software_metrics"]
         typed = shell("transform", "--run", "runs/run", "--trial", entry["number"], "--check", "--json")
         rebuilt = json.loads(typed.out)
@@ -125,8 +123,8 @@ def test_a_regression_is_trained_in_the_search_and_fine_tuned(shell):
 
 
 def checked_without_finetuned(shell):
-    front = json.loads((shell.folder / "runs/run/best.json").read_text()).values()
-    for entry in front:
+    front = list(json.loads((shell.folder / "runs/run/best.json").read_text()).values())
+    for entry in front[:: max(1, len(front) // 2)]:
         typed = shell("transform", "--run", "runs/run", "--trial", entry["number"], "--check", "--json")
         kept = entry.get("finetuned", {}).get("kept", False)
         found = entry["finetuned"]["metrics"] if kept else entry["software_metrics"]
@@ -332,10 +330,7 @@ def test_a_search_without_labels_and_with_two_inputs_from_a_file(shell):
     top = "labels = false\nload_name = 'net.pt'\n[task_settings]\noutput = 1\nnum_outputs = 2"
     arrays = {"input_ids": ids, "attention_mask": mask}
     written(shell, arrays, MASKED, "agreement", "classification", top)
-    shell.write(
-        "save.py", "import torch, nets; torch.manual_seed(1); torch.save(nets.Masked(20).state_dict(), 'net.pt')"
-    )
-    subprocess.run([sys.executable, "save.py"], cwd=shell.folder, check=True)
+    shell.python("import torch, nets; torch.manual_seed(1); torch.save(nets.Masked(20).state_dict(), 'net.pt')")
     shell("search", "--config", "task.toml")
     front = checked(shell, "agreement")
     assert max(entry["software_metrics"]["agreement"] for entry in front) > 0.9

@@ -1,7 +1,7 @@
 """Models of libraries by prefix: built, with and without weights from caches that the tests write, searched, rebuilt."""
 
 import json
-import subprocess
+import os
 import sys
 from collections import OrderedDict
 from pathlib import Path
@@ -235,7 +235,7 @@ def _search():
 
 
 @pytest.fixture(scope="module")
-def folder_run(tmp_path_factory, timm):
+def folder_run(tmp_path_factory, timm, warm):
     """A search of a model of timm on a folder of images, by the command line, from a relative path."""
     image = pytest.importorskip("PIL.Image")
     root = tmp_path_factory.mktemp("user")
@@ -248,10 +248,10 @@ def folder_run(tmp_path_factory, timm):
     words = (
         "search --model timm:test_vit --dataset photos --image-size 32 --max-epochs 1 --n-trials 3 --project run --json"
     )
-    command = [sys.executable, "-m", "bitfront", *words.split()]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    return root, json.loads(done.stdout), done.stderr
+    process = warm.start(["-m", "bitfront", *words.split()], root, dict(os.environ))
+    printed, said = process.communicate(timeout=240)
+    assert process.returncode == 0, said
+    return root, json.loads(printed), said
 
 
 @pytest.mark.slow

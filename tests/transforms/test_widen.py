@@ -63,7 +63,7 @@ def changes(draw, graph, up, whole=False):
 # --- wider -----------------------------------------------------------------------------------------------------------
 
 
-@max_examples(25)
+@max_examples(25, suite=6)
 @given(st.data())
 def test_a_wider_network_computes_the_same(data):
     graph = captured(data.draw(networks()), Network.shape)
@@ -76,7 +76,7 @@ def test_a_wider_network_computes_the_same(data):
 
 
 @pytest.mark.slow
-@max_examples(25)
+@max_examples(25, suite=6)
 @given(st.data())
 def test_a_norm_over_channels_needs_one_whole_factor_for_all_of_them(data):
     graph = captured(data.draw(networks((*BLOCKS, Normed, Normed))), Network.shape)
@@ -105,7 +105,7 @@ def test_every_way_of_putting_a_model_together_can_be_widened_and_narrowed(netwo
 
 
 @pytest.mark.slow
-@max_examples(25)
+@max_examples(25, suite=6)
 @given(st.data())
 def test_widening_is_deterministic_and_leaves_the_captured_model_unchanged(data):
     graph = captured(data.draw(networks()), Network.shape)
@@ -214,7 +214,7 @@ def kept_by_hand(importance, width, multiple):
     return kept
 
 
-@max_examples(25)
+@max_examples(25, suite=6)
 @given(st.data())
 def test_a_narrower_network_computes_what_the_kept_channels_give(data):
     """The original, with the weights that take in removed channels at 0, computes the same."""
