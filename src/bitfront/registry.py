@@ -10,6 +10,7 @@ name. A name with a colon, ``package.module:name``, is an object of the user; :f
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.metadata
 import importlib.util
@@ -151,8 +152,21 @@ class Registry(Generic[T]):
         package = importlib.import_module(self.package)
         for module in pkgutil.iter_modules(package.__path__):
             importlib.import_module(f"{self.package}.{module.name}")
-        for entry in importlib.metadata.entry_points(group=self.package):
+        for entry in entry_points(self.package):
             entry.load()
+
+
+def entry_points(group: str) -> importlib.metadata.EntryPoints:
+    """What installed packages offer in a group."""
+    found: importlib.metadata.EntryPoints = _every_entry_point(tuple(sys.path)).select(group=group)
+    return found
+
+
+@functools.cache
+def _every_entry_point(path: tuple[str, ...]) -> Any:  # its class depends on Python's version
+    """Read once for all groups, as it opens a file of every package on the `path`."""
+    del path
+    return importlib.metadata.entry_points()
 
 
 def names_in_source(package: str) -> list[str]:
@@ -162,7 +176,7 @@ def names_in_source(package: str) -> list[str]:
     """
     spec = importlib.util.find_spec(package)
     folders = spec.submodule_search_locations if spec else None
-    names = {entry.name for entry in importlib.metadata.entry_points(group=package)}
+    names = {entry.name for entry in entry_points(package)}
     for path in (path for folder in folders or () for path in Path(folder).glob("*.py")):
         names.update(re.findall(r'^@[A-Z]+\.register\("([^"]+)"', path.read_text(encoding="utf-8"), re.MULTILINE))
     return sorted(names)
