@@ -187,18 +187,24 @@ def accepted(arguments: list[str], folder: str, env: dict[str, str]) -> Callable
     return run
 
 
+#: What the package imports where it is used, and takes a tenth of a second or more.
+LATER = (
+    *("matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg", "matplotlib.figure", "jinja2"),
+    *("scipy.optimize", "scipy.sparse", "optuna.samplers"),
+)
+
+
 def import_all() -> None:
-    """Every module of the package, and what draws figures."""
+    """Every module of the package, and what it imports later."""
     import bitfront
     import bitfront.__main__
 
     for module in pkgutil.walk_packages(bitfront.__path__, "bitfront."):
         if not module.name.startswith("bitfront.testing"):
             importlib.import_module(module.name)
-    with contextlib.suppress(ImportError):
-        import matplotlib.backends.backend_agg
-        import matplotlib.backends.backend_svg
-        import matplotlib.figure  # noqa: F401
+    for name in LATER:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
 
 
 def end_as_a_program(run: Callable[[], Any]) -> None:
