@@ -165,6 +165,8 @@ def test_example_scripts_run(script: Path, tmp_path: Path, warm: Warm) -> None:
 
 #: Examples whose candidates take half a second or more each, and how many of them are evaluated.
 FEWER = {"jsc_fpga.toml": 4, "kws_mcu.toml": 4}
+#: Steps of a training, which show as much as an epoch.
+STEPS = "20"
 
 
 @pytest.mark.journey
@@ -174,6 +176,7 @@ def test_example_files_run(example: Path, tmp_path: Path, forked: Typing, reques
     if 'dataset = "jsc"' in example.read_text():
         environment["BITFRONT_DATA"] = str(request.getfixturevalue("few_jets"))
     command = ["bitfront", "search", "--config", str(example), "--max-epochs", "1", "--n-trials", str(number)]
+    command += ["--max-steps", STEPS]
     code, printed = forked(command, tmp_path, environment)
     assert code == 0, printed
     assert f"\n{number} of " in printed

@@ -129,7 +129,7 @@ def test_it_gives_back_accuracy_at_low_precision(digits, granularity):
         "bias_width": 8,
     }  # fmt: skip
     loss, accuracy = {}, {}
-    for name, corrections in {"nearest": Corrections(), "adaptive": Corrections(rounding=1000)}.items():
+    for name, corrections in {"nearest": Corrections(), "adaptive": Corrections(rounding=500)}.items():
         evaluator = FixedEvaluator(job(model, x[1200:], y[1200:], x[:512], {"default": settings}, corrections))
         codes = evaluator.space.uniform()
         measured = evaluator.evaluate(codes).values

@@ -9,8 +9,8 @@ from bitfront.kernels import onednn
 pytestmark = pytest.mark.journey
 
 
-def test_by_type_brute_force(shell, shared_examples):
-    shell.env["BITFRONT_DATA"] = str(shared_examples.parent / "data")
+def test_by_type_brute_force(shell, shared_examples, few_jets):
+    shell.env["BITFRONT_DATA"] = str(few_jets)
     config = shared_examples / "jsc_new_by_type_brute.toml"
     typed = shell("search", "--config", config, "--project-dir", "first")
     assert [line for line in typed.err.splitlines() if "'linear'" in line] == [

@@ -146,9 +146,9 @@ def written(what, data):
 
 
 @pytest.fixture(scope="module")
-def answers(tmp_path_factory, data):
+def answers(tmp_path_factory, data, warm):
     """What is wrong → (folder, the command's answer)."""
-    shell = Shell(tmp_path_factory.mktemp("mistakes"))
+    shell = Shell(tmp_path_factory.mktemp("mistakes"), warm)
     for what in MISTAKES:
         (shell.folder / what).mkdir()
         shell.write(f"{what}/bad.toml", written(what, data)[1])
