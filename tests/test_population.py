@@ -153,7 +153,7 @@ def test_what_populations_cannot_do_the_plain_training_does(more, reason):
     assert equal(member.state, train(model, data, settings).last_state)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @compiled
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])

@@ -91,7 +91,7 @@ def evaluator_of(network, samples):
     return FixedEvaluator(job), x, y
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("network", "samples", "width", "threads"), [(Vectors, 64, 4, 1), (Images, 15, 7, 1), (Images, 64, 4, 1)]
 )

@@ -29,7 +29,7 @@ def test_candidates_have_the_numbers_of_the_deployed_model(network, name):
     seed = {"default": {"name": "NA"}}
     seed |= {op: {"name": [name], **WEIGHTS[name]} for op in ("linear", "conv1d", "conv2d")}
     evaluator = evaluator_of(job_of(seeded_model(network), network.shape, seed, by="type"))
-    assert_as_alone(evaluator, evaluator.space.sample(12, np.random.default_rng(0)))
+    assert_as_alone(evaluator, evaluator.space.sample(8, np.random.default_rng(0)))
 
 
 @pytest.mark.parametrize(("name", "width"), [("binary", 1), ("ternary", 2)])
@@ -39,7 +39,7 @@ def test_unscaled_signs_are_merged_exactly_with_fixed_point(name, width):
     formats |= {f"{o}_scaling_factor": [False] for o in ("data_in", "weight", "bias")}
     seed = {"default": {"name": [name, "integer"], **formats}}
     evaluator = evaluator_of(job_of(seeded_model(Chain), Chain.shape, seed))
-    codes = evaluator.space.sample(12, np.random.default_rng(0))
+    codes = evaluator.space.sample(8, np.random.default_rng(0))
     assert_as_alone(evaluator, codes)
     assert not evaluator.inexact
 

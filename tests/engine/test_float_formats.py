@@ -29,7 +29,7 @@ def of_type(network, seed):
     return evaluator_of(job_of(seeded_model(network), network.shape, {"default": seed}, by="type"))
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @NETS
 @pytest.mark.parametrize("family", ["minifloat_ieee", "minifloat_denorm"])
 @pytest.mark.parametrize("exponents", [2, 3, 4])
@@ -37,19 +37,19 @@ def test_minifloats_have_the_numbers_of_the_deployed_model(network, family, expo
     data = {"data_in_width": [6, 8], "data_in_exponent_width": exponents, "data_in_frac_width": 3}
     weights = {"weight_width": [6, 7], "weight_exponent_width": exponents, "weight_exponent_bias": ["NA", "auto"]}
     evaluator = of_type(network, {"name": [family, "integer", "NA"], **data, **weights, "weight_frac_width": "auto"})
-    assert_as_alone(evaluator, evaluator.space.sample(12, np.random.default_rng(0)))
+    assert_as_alone(evaluator, evaluator.space.sample(8, np.random.default_rng(0)))
 
 
 @NETS
 def test_standard_floats_have_the_numbers_of_the_deployed_model(network):
     evaluator = of_type(network, {"name": ["float16", "bfloat16", "float32", "NA"], **STANDARD})
-    assert_as_alone(evaluator, evaluator.space.sample(12, np.random.default_rng(0)))
+    assert_as_alone(evaluator, evaluator.space.sample(8, np.random.default_rng(0)))
 
 
 @pytest.mark.parametrize("family", ["minifloat_ieee", "minifloat_denorm"])
 def test_products_of_narrow_minifloats_are_merged_exactly(family):
     evaluator = of_type(Chain, {"name": family, **MINIFLOAT, **BIASED})
-    assert_as_alone(evaluator, evaluator.space.sample(12, np.random.default_rng(0)))
+    assert_as_alone(evaluator, evaluator.space.sample(8, np.random.default_rng(0)))
     assert not evaluator.inexact
 
 

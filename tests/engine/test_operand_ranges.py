@@ -411,7 +411,6 @@ MEETINGS = {
 }
 
 
-@pytest.mark.sampled(5)
 @pytest.mark.parametrize("name", MEETINGS)
 @pytest.mark.parametrize("rule", ["auto", "minmax"])
 def test_each_input_has_a_frac_width_of_its_own(name, rule, tmp_path):

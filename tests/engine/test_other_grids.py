@@ -124,6 +124,7 @@ def test_they_keep_the_contract(formats):
         check_format("powers", {"width": width}, kind=ACTIVATION)
 
 
+@pytest.mark.sampled(2)
 @NETS
 @pytest.mark.parametrize("each", ["channel", "value"])
 def test_steps_per_channel_or_value_have_the_numbers_of_the_deployed_model(network, each, formats):
@@ -132,7 +133,7 @@ def test_steps_per_channel_or_value_have_the_numbers_of_the_deployed_model(netwo
     weights = {"weight_width": [2, 4], "weight_each": each, "weight_frac_width": "auto"}
     seed = {"default": {"name": ["stepped", "integer"], **data, **weights}}
     evaluator = evaluator_of(job_of(seeded_model(network), network.shape, seed, by="type"))
-    codes = evaluator.space.sample(12, np.random.default_rng(0))
+    codes = evaluator.space.sample(8, np.random.default_rng(0))
     assert_as_alone(evaluator, codes)
 
 
@@ -162,7 +163,7 @@ def test_values_that_are_some_of_a_grid_are_merged_exactly(network, formats):
     if network in (Chain, Images, Signals, Functional):
         widths["bias_width"] = [3]
     evaluator = evaluator_of(job_of(seeded_model(network), network.shape, {"default": {"name": ["powers"], **widths}}))
-    codes = evaluator.space.sample(12, np.random.default_rng(0))
+    codes = evaluator.space.sample(8, np.random.default_rng(0))
     assert_as_alone(evaluator, codes)
     if network is Chain:
         assert not evaluator.inexact
@@ -184,4 +185,4 @@ def test_shared_exponents_and_logarithms_have_the_numbers_of_the_deployed_model(
     settings = {"width": [4, 6], **SHARED[name]}
     seed = {"name": [name, "NA"], **{f"{o}_{k}": v for o in ("data_in", "weight", "bias") for k, v in settings.items()}}
     evaluator = evaluator_of(job_of(seeded_model(network), network.shape, {"default": seed}, by="type"))
-    assert_as_alone(evaluator, evaluator.space.sample(12, np.random.default_rng(0)))
+    assert_as_alone(evaluator, evaluator.space.sample(8, np.random.default_rng(0)))

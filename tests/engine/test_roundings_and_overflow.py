@@ -31,7 +31,7 @@ KEYS = {
 def searched(network, keys, seed=0):
     job = job_of(seeded_model(network), network.shape, {"default": {"name": ["integer", "NA"], **keys}}, by="type")
     evaluator = evaluator_of(job)
-    codes = evaluator.space.sample(40, np.random.default_rng(seed))
+    codes = evaluator.space.sample(20, np.random.default_rng(seed))
     assert_as_alone(evaluator, codes)
     assert not evaluator.plain
     assert not [why for why in evaluator.inexact.values() if why != FLOAT]

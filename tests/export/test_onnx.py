@@ -35,7 +35,7 @@ def run(model, x, optimized=True):
     return torch.from_numpy(session.run(None, {INPUT: x.numpy()})[0])
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(5)
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "shape"), EVERY, ids=[n for n, _ in EVERY])
 @pytest.mark.parametrize(("family", "width"), [("integer", 8), ("integer", 5), ("affine", 8), ("affine", 4)])
@@ -297,6 +297,7 @@ def test_asymmetric_weights():
     torch.testing.assert_close(computed, quantize(graph, formats)(x).detach(), rtol=0, atol=1e-4)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("width", [2, 3, 8])
 @pytest.mark.parametrize("family", ["integer", "affine"])
 @pytest.mark.parametrize(

@@ -65,6 +65,7 @@ def _formats(graph, x, kind):
     return calibrate(graph, wanted, x)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("kind", ["fixed", "elements"])
 @pytest.mark.parametrize("network", NETWORKS)
 def test_types_hold_every_number_of_their_nodes(network, kind):

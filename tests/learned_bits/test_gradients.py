@@ -103,12 +103,14 @@ CASES = [
 WIDTHS = [((3, 5), (3,), (4, 7)), ((2, 4, 8), (4, 8), ()), ((8,), (), (16,)), ((), (2, 6), (2,))]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("soft", [False, True], ids=["labels", "soft"])
 @pytest.mark.parametrize(("kind", "weight", "data"), CASES, ids=lambda c: getattr(c, "__name__", c))
 def test_all_gradients_are_those_of_autograd(kind, weight, data, soft):
     check_gradients(kind, Granularities(weight, data), soft, CASES.index((kind, weight, data)))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("widths", WIDTHS, ids=str)
 @pytest.mark.parametrize("shared", ["channel", "layer"])
 @pytest.mark.parametrize("kind", [Mlp, Cnn, SignedMlp])

@@ -37,6 +37,7 @@ from bitfront.learned_bits.torch_program import open_program
 # --- supported widths -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(3)
 @needs_compiler
 @pytest.mark.parametrize("widths", WIDTHS, ids=str)
 @pytest.mark.parametrize("shared", ["channel", "layer"])
@@ -46,6 +47,7 @@ def test_a_step_with_supported_widths_is_that_of_the_compiled_trainer(kind, shar
     alike_after_a_step(a, b, of_a, of_b)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("widths", [(), *WIDTHS], ids=str)
 @pytest.mark.parametrize(("kind", "shared"), [(Mlp, "channel"), (Mlp, "layer"), (Cnn, "channel"), (SignedMlp, "layer")])
 def test_gradients_are_those_of_autograd_without_a_compiler(kind, shared, widths, monkeypatch):

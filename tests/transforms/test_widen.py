@@ -91,6 +91,7 @@ def outputs(structure, widths):
     return {layer.name: sum(width[s.group] * s.repeat for s in layer.outputs) for layer in structure.layers}
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("network", TRACED, ids=lambda n: n.__name__)
 def test_every_way_of_putting_a_model_together_can_be_widened_and_narrowed(network):
     graph = captured(seeded_model(network), network.shape)
