@@ -165,7 +165,7 @@ def searched(model, splits, tmp_path, overrides=None, **tables):
     )
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("kind", [Body, Untraceable])
 @pytest.mark.parametrize("name", ["views follow", "LogSoftmax", "log of softmax", "sigmoid()"])
 def test_every_trial_has_the_loss_of_what_it_gives(name, kind, tmp_path):

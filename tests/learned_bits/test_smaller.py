@@ -177,7 +177,7 @@ def test_a_depthwise_channel_leaves_with_what_it_reads():
     assert shapes(result)["point"] == (8, 12, 1, 1)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("seed", range(4))
 def test_networks_with_empty_rows_and_columns(network, seed):

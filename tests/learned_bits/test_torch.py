@@ -443,7 +443,7 @@ class Branching(nn.Module):
         return self.fc2(self.norm(x) if x.abs().sum() >= 0 else x)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("network", [Upwards, Branching])
 @pytest.mark.parametrize("teacher", ["self", "ensemble"])
 def test_members_and_teachers_of_a_network_in_torch(network, teacher, tmp_path):

@@ -78,7 +78,7 @@ TABLES = [
 ]
 
 
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("shared", ["channel", "layer"])
 @pytest.mark.parametrize("table", TABLES, ids=str)
 @pytest.mark.parametrize("network", [Transformer, Upwards, Curved])

@@ -45,7 +45,7 @@ TABLES = [
 ]
 
 
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("shared", ["channel", "layer"])
 @pytest.mark.parametrize("table", TABLES, ids=str)
 @pytest.mark.parametrize("network", NETWORKS)

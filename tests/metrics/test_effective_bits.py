@@ -105,7 +105,7 @@ def test_a_layer_with_one_format_counts_product_by_product(name, count):
     assert ebops_of(nn.Sequential(layer), formats, shape, count) == wanted
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("count", CONVENTIONS, ids=str)
 @pytest.mark.parametrize("signed", [False, True])
 @pytest.mark.parametrize("name", LAYERS)

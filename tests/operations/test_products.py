@@ -227,7 +227,7 @@ def size_by_hand(model, formats):
     )
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("trains", [False, True])
 def test_a_search_over_token_ids(tmp_path, tied, trains):
