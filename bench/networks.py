@@ -10,12 +10,13 @@ up to float  the same after all evaluations, where accuracies above float count 
              1,000 images is mostly chance
 1 % worse    bits of the smallest network that is at most 1 point below float, after 120 evaluations of a search with
              that constraint, over the fewest that any run found
-noise        what the estimate of noise that ``surrogate`` begins with takes, in evaluations at their mean time; it
-             counts as so many of its evaluations
+before       what ``surrogate`` measures before it begins (noise and margins of all options) takes, in evaluations at
+             their mean time; it counts as so many of its evaluations
 
-Medians over seeds, with the worst seed of ``within 5`` at the end. Every seed gives the same run of ``surrogate`` and
-of ``sensitivities``: nothing in them is drawn at random here. Optuna's samplers and ``sensitivities`` (``baseline.py``)
-take part in the first comparison only. With ``--store`` results are kept in a folder, and a run that was ended goes on.
+Medians over runs, with the worst run of ``within 5`` at the end. Every seed gives the same run of ``surrogate`` and of
+``sensitivities``: nothing in them is drawn at random here. How much of a result is luck is seen all the same: runs of
+``surrogate`` have the lengths of its kernel in ``LENGTHS``, among which none is better on average. Optuna's samplers
+and ``sensitivities`` (``baseline.py``) take part in the first comparison only. With ``--store`` results are kept in a folder, and a run that was ended goes on.
 """
 
 from __future__ import annotations
@@ -38,8 +39,11 @@ from torch.nn import functional
 import bitfront as bf
 from bitfront.engine.comparison import curves
 from bitfront.engine.evaluation.fixed import EvaluationJob, FixedEvaluator
+from bitfront.engine.evaluation.margins import margins
 from bitfront.engine.evaluation.sensitivity import sensitivities
+from bitfront.metrics.configured import configured_runner
 from bitfront.pareto import MARGIN, hypervolume, non_dominated
+from bitfront.strategies import trends
 from models import ResNet20
 
 STRATEGIES = ("surrogate", baseline.NAME, "evolution", "optuna:tpe", "optuna:nsgaii")
@@ -50,6 +54,8 @@ LONG, LONGER = ("surrogate", "evolution"), 400
 #: The question "at most 1 % worse" is asked after so many evaluations.
 ASKED = 120
 CHOICES = {"name": "affine", "weight_width": [2, 3, 4, 6, 8], "weight_granularity": "channel", "data_in_width": 8}
+#: The length of the kernel along trends in runs of ``surrogate``; that of a search is in the middle.
+LENGTHS = (0.2, 0.25, 0.3, 0.36, 0.42)
 METRICS = {"accuracy": "maximize", "average_bitwidth": "minimize"}
 
 
@@ -179,14 +185,27 @@ def compared(
     )
 
 
-def noise_in_evaluations(network: nn.Module, x: Tensor, seconds: float) -> float:
-    """What the estimate of noise takes, in evaluations."""
+def scattered(network: nn.Module, data: dict[str, Any], budget: int, drop: str | None, folder: Path) -> list[Any]:
+    """Runs of ``surrogate``, one per length of its kernel."""
+    runs, usual = [], trends.LENGTH
+    try:
+        for trends.LENGTH in LENGTHS:
+            runs += compared(network, data, ("surrogate",), 1, budget, drop, folder).runs
+    finally:
+        trends.LENGTH = usual
+    return runs
+
+
+def before_in_evaluations(network: nn.Module, data: dict[str, Any], seconds: float) -> float:
+    """What the measurements before a search take, in evaluations."""
     space = "graph/quantize/mixed_precision_ptq"
     choices = {op: {k: v if isinstance(v, list) else [v] for k, v in CHOICES.items()} for op in ("conv2d", "linear")}
-    evaluator = FixedEvaluator(EvaluationJob(network, x[:2], space, "type", choices, (), {}, x[:512]))
+    x, runners = data["train"][0], (configured_runner("basic_evaluation"),)
+    job = EvaluationJob(network, x[:2], space, "type", choices, runners, {"val": data["val"]}, x[:512])
+    evaluator = FixedEvaluator(job)
     evaluator.formats(evaluator.space.numbered(0, 1)[0])
     begin = time.perf_counter()
-    sensitivities(evaluator)
+    margins(evaluator, sensitivities(evaluator))
     return (time.perf_counter() - begin) / seconds
 
 
@@ -197,10 +216,13 @@ def measured_network(
     x, y = data["val"]
     with torch.no_grad():
         of_float = float((network(x).argmax(1) == y).float().mean())
-    free = compared(network, data, STRATEGIES, seeds, budget, None, folder)
-    strict = compared(network, data, CONSTRAINED, seeds, budget, "<= 1 %", folder)
+    others, strictly = STRATEGIES[1:], CONSTRAINED[1:]
+    free = [*compared(network, data, others, seeds, budget, None, folder).runs]
+    strict = [*compared(network, data, strictly, seeds, budget, "<= 1 %", folder).runs]
+    free += scattered(network, data, budget, None, folder)
+    strict += scattered(network, data, budget, "<= 1 %", folder)
     long = compared(network, data, LONG, 1, longer, None, folder)
-    every = np.concatenate([run.losses for run in (*free.runs, *strict.runs, *long.runs)])
+    every = np.concatenate([run.losses for run in (*free, *strict, *long.runs)])
     every = every[np.isfinite(every).all(axis=1)]
     limit = -(of_float - 0.05)
     inside = every[every[:, 0] <= limit]
@@ -208,22 +230,22 @@ def measured_network(
     point = np.array([limit, front[:, 1].max() + MARGIN * np.ptp(front[:, 1])])
     whole = hypervolume(front, point)
     fewest = every[every[:, 0] <= -(of_float - 0.01) + 1e-9, 1].min()
-    seconds = statistics.median(float(np.median(run.evaluating)) for run in free.runs)
-    noise = noise_in_evaluations(network, data["train"][0], seconds)
+    seconds = statistics.median(float(np.median(run.evaluating)) for run in free)
+    first = before_in_evaluations(network, data, seconds)
     for strategy in STRATEGIES:
-        before = round(noise) if strategy == "surrogate" else 0
-        runs = [run for run in free.runs if run.strategy == strategy]
+        before = round(first) if strategy == "surrogate" else 0
+        runs = [run for run in free if run.strategy == strategy]
         shares = {n: [s / whole for s in _shares(runs, point, n - before)] for n in SHOWN if n <= budget}
         capped = [_up_to(run.losses[: budget - before], -of_float) for run in runs]
         most = hypervolume(_up_to(front, -of_float), point)
-        asked = [run for run in strict.runs if run.strategy == strategy]
+        asked = [run for run in strict if run.strategy == strategy]
         if strategy == baseline.NAME:
             asked = runs
         bits = [_fewest(run.losses[: ASKED - before], of_float) for run in asked]
         yield {
             "network": name,
             "strategy": strategy,
-            "seeds": len(runs),
+            "runs": len(runs),
             **{f"within 5 @{n}": statistics.median(of_seeds) for n, of_seeds in shares.items()},
             "worst": min(list(shares.values())[-1]) if shares else None,
             "up to float": statistics.median(hypervolume(losses, point) / most for losses in capped),
@@ -232,7 +254,7 @@ def measured_network(
             "fewest": float(fewest),
             "ms each": 1000 * seconds,
             "proposal ms": 1000 * statistics.median(float(r.asking[-1]) / len(r.losses) for r in runs),
-            "noise": noise if strategy == "surrogate" else None,
+            "before": first if strategy == "surrogate" else None,
         }
 
 

@@ -13,11 +13,12 @@ from numpy.testing import assert_allclose
 from bitfront.pareto import hypervolume, non_dominated
 from bitfront.spaces.base import Branch, Choice, Group, Space
 from bitfront.strategies import anova
-from bitfront.strategies.anova import Columns, Effects, Scales, Trend, fitted
+from bitfront.strategies.anova import Columns, Effects, Scales, fitted
 from bitfront.strategies.base import History, Knowledge, Resolution
 from bitfront.strategies.gains import distances, gains, reference
 from bitfront.strategies.separable import front, minimum
 from bitfront.strategies.surrogate import Surrogate, SurrogateSettings
+from bitfront.strategies.trends import Margins, known_trends
 from bitfront.testing.strategies import check_strategy, toy_space
 
 
@@ -63,7 +64,7 @@ def test_predictions_are_those_of_the_dense_formula(space: Space) -> None:
     rng = np.random.default_rng(0)
     codes = np.unique(space.sample(12, rng), axis=0)
     results = rng.standard_normal(len(codes))
-    scales = Scales(rng.random(len(space.parameters)) + 0.1, 0.7, 0.05, 0.0, 0.0)
+    scales = Scales(rng.random(len(space.parameters)) + 0.1, 0.7, 0.05, np.zeros(0), 0.0)
     effects = Effects(space, Columns(space), scales, codes, results)
     asked = space.sample(9, rng)
     known = dense_kernel(space, scales, codes, codes) + scales.noise * np.eye(len(codes))
@@ -76,27 +77,32 @@ def test_predictions_are_those_of_the_dense_formula(space: Space) -> None:
     assert_allclose(effects.deviation(space.options(asked)), results.std() * np.sqrt(variance), rtol=1e-6)
 
 
-@pytest.mark.parametrize("with_noise", [False, True])
-def test_changes_are_the_predictions_of_changed_candidates(with_noise: bool) -> None:
+@pytest.mark.parametrize("known", ["nothing", "noise", "margins"])
+def test_changes_are_the_predictions_of_changed_candidates(known: str) -> None:
     space, rng = toy_space(3, 3), np.random.default_rng(1)
     codes = np.unique(space.sample(20, rng), axis=0)
-    noise = Trend([rng.random(g.size) for g in space.groups]) if with_noise else None
-    scales = Scales(rng.random(len(space.parameters)) + 0.1, 0.7, 0.05, 0.9 if with_noise else 0.0, 0.0)
-    effects = Effects(space, Columns(space), scales, codes, rng.standard_normal(len(codes)), noise)
+    noise = None if known == "nothing" else [rng.random(g.size) for g in space.groups]
+    margins = None
+    if known == "margins":
+        added = [rng.standard_normal((g.size, 2, 30)).astype(np.float32) for g in space.groups]
+        margins = Margins(np.full((2, 30), -1, np.float32), tuple(added), np.full(30, 1 / 30, np.float32))
+    trends = known_trends(noise, margins)
+    scales = Scales(rng.random(len(space.parameters)) + 0.1, 0.7, 0.05, np.full(len(trends), 0.9), 0.0)
+    effects = Effects(space, Columns(space), scales, codes, rng.standard_normal(len(codes)), trends)
     options = space.options(space.sample(5, rng))
     changes = effects.changes(options)
     for g, group in enumerate(space.groups):
         for option in range(group.size):
             changed = options.copy()
             changed[:, g] = option
-            # The function of the noise is tabulated, and interpolated here.
-            assert_allclose(changes[g][:, option], effects.mean(changed), atol=1e-4 if with_noise else 1e-9)
+            # The function of a trend is tabulated, and interpolated here.
+            assert_allclose(changes[g][:, option], effects.mean(changed), atol=1e-4 if trends else 1e-9)
 
 
 def test_the_gradient_of_the_fit_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
     space, rng = chain(4, 4), np.random.default_rng(0)
     codes = np.unique(space.sample(15, rng), axis=0)
-    results, places = rng.standard_normal(len(codes)), rng.random(len(codes))
+    results, places = rng.standard_normal(len(codes)), [rng.random(len(codes)) for _ in range(2)]
     checked = []
 
     def check(function, start, **_):  # type: ignore[no-untyped-def]
@@ -112,7 +118,7 @@ def test_the_gradient_of_the_fit_is_right(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr("scipy.optimize.minimize", check)
     fitted(Columns(space), codes, results, places)
-    assert len(checked) == 4 + 3
+    assert len(checked) == 4 + 2 + 2
 
 
 def test_the_model_learns_effects_and_an_interaction() -> None:

@@ -9,7 +9,7 @@ configuration (``[passes.quantize]``, a trial's ``sampled_config``) is a space w
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import cast, get_args
@@ -79,12 +79,25 @@ class QuantizationSpace(FormatSpace):
             graph: the captured model.
             formats: site name → operand → format. Calibrated formats are not calibrated again.
         """
-        graph, assignments = graph.naming(formats), []
-        for site in graph.sites:
-            by_operand = formats.get(site.name, {})
-            name = FORMATS.name_of(type(next(iter(by_operand.values())))) if by_operand else "NA"
-            operands = tuple((operand, (Setting((), form),)) for operand, form in by_operand.items())
-            assignments.append(Assignment(site, "default", (Alternative(name, operands),)))
+        graph = graph.naming(formats)
+        return cls.of_options(graph, [[formats.get(site.name, {})] for site in graph.sites])
+
+    @classmethod
+    def of_options(cls, graph: Graph, options: Sequence[Sequence[Mapping[Operand, Format]]]) -> QuantizationSpace:
+        """The space that offers given formats.
+
+        Args:
+            graph: the captured model.
+            options: per site, per option: operand → format; empty: float. Calibrated formats are not calibrated again.
+        """
+        assignments = []
+        for site, of_site in zip(graph.sites, options, strict=True):
+            alternatives = []
+            for by_operand in of_site:
+                name = FORMATS.name_of(type(next(iter(by_operand.values())))) if by_operand else "NA"
+                operands = tuple((operand, (Setting((), form),)) for operand, form in by_operand.items())
+                alternatives.append(Alternative(name, operands))
+            assignments.append(Assignment(site, "default", tuple(alternatives)))
         return cls(SpaceRequest(graph, float_only=True), tuple(assignments))
 
     def encode(self, config: CandidateConfig) -> NDArray[np.int64]:

@@ -9,8 +9,8 @@ with e₁ = Σ zᵢ, e₂ = Σ_{i<j} zᵢ·zⱼ = (e₁² − Σ zᵢ²) / 2, an
 values of column i: how many steps of an ordered choice lie between them, as a share of all steps, and 1 where there is
 no order. The scales, τ and the noise are those of the highest posterior density, under broad log-normal priors.
 
-Where an estimate of the noise of each option is known, the kernel has one more term: a function of the logarithm of the
-candidate's total noise (``Trend``), which is not additive.
+Where something is known of the options beforehand, the kernel has one more term for each trend (``trends.py``): a
+function of the candidate's place on it, which is not additive.
 
 Apart from that, the posterior mean is a sum over pairs of columns. So what it predicts for all changes of a candidate
 in one group follows from a matrix product, and nothing is ever drawn at random to find its minimum.
@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from bitfront.spaces.base import Codes, Space
 from bitfront.strategies.elimination import Solver, solve, solve_with_determinant
+from bitfront.strategies.trends import HIGHEST, LOWEST, Trend, prior, similarities
 
 Floats = NDArray[np.float64]
 
@@ -39,8 +40,8 @@ LENGTH = 1.0
 SCALE_DEVIATION = 1.5
 INTERACTION, INTERACTION_DEVIATION = 0.3, 1.5
 NOISE, NOISE_DEVIATION = 1e-3, 2.0
-#: The same of the function of the total noise, and its length, as a share of the range of the logarithm.
-TREND, TREND_DEVIATION, TREND_LENGTH = 1.0, 1.5, 0.3
+#: The same of the function of a trend.
+TREND, TREND_DEVIATION = 1.0, 1.5
 #: Places at which this function is tabulated.
 PLACES = 1025
 #: Candidates whose kernel is computed together.
@@ -100,41 +101,6 @@ class Columns:
         return self._similar[column][values[:, None], others]
 
 
-class Trend:
-    """The logarithm of the total noise of a candidate, from 0 for the least to 1 for the most noise in the space.
-
-    Args:
-        noise: per group the noise of each option, shape (options,).
-    """
-
-    def __init__(self, noise: Sequence[Floats]) -> None:
-        least, most = sum(float(n.min()) for n in noise), sum(float(n.max()) for n in noise)
-        self._floor = max(least, 1e-9 * most, 1e-300)
-        self.noise = [np.asarray(n, dtype=np.float64) for n in noise]
-        self._range = np.log((most + self._floor) / (least + self._floor))
-
-    def total(self, options: Codes) -> Floats:
-        """The total noise of candidates, given by their options, shape (candidates,)."""
-        total = np.zeros(len(options))
-        for g, noise in enumerate(self.noise):
-            total += noise[options[:, g]]
-        return total
-
-    def place(self, total: Floats) -> Floats:
-        """From 0 to 1, of the same shape as `total`."""
-        if self._range <= 0:
-            return np.zeros_like(total)
-        places: Floats = np.log((total + self._floor) / (2 * self._floor)) / self._range
-        return np.clip(places, 0.0, 1.0)
-
-    @staticmethod
-    def similarities(places: Floats, others: Floats) -> Floats:
-        """A Matérn kernel of smoothness 3/2, shape (places, others)."""
-        distance = np.sqrt(3.0) / TREND_LENGTH * np.abs(places[:, None] - others)
-        result: Floats = (1.0 + distance) * np.exp(-distance)
-        return result
-
-
 @dataclass(frozen=True)
 class Scales:
     """The parameters of the kernel.
@@ -143,14 +109,14 @@ class Scales:
         columns: a, per column, shape (columns,).
         interaction: τ, what two columns together add.
         noise: variance of the noise, for standardised results.
-        trend: what the function of the total noise adds; 0 where it is not known.
+        trends: what the function of each trend adds, shape (trends,).
         score: logarithm of likelihood times prior.
     """
 
     columns: Floats
     interaction: float
     noise: float
-    trend: float
+    trends: Floats
     score: float
 
 
@@ -158,7 +124,7 @@ def fitted(
     columns: Columns,
     codes: Codes,
     results: Floats,
-    places: Floats | None = None,
+    places: Sequence[Floats] = (),
     solver: Solver = solve_with_determinant,
 ) -> Scales:
     """The scales that explain results best: the maximum of likelihood times prior.
@@ -167,7 +133,7 @@ def fitted(
         columns: of the space.
         codes: candidates, shape (candidates, parameters).
         results: one number per candidate, finite; they are standardised here.
-        places: of the candidates on the trend, shape (candidates,); None where noise is not known.
+        places: of the candidates on each trend, shape (candidates,).
         solver: of linear systems; it takes most of the time.
     """
     values, count = columns.values(codes), columns.count
@@ -177,20 +143,22 @@ def fitted(
     for i in range(count):
         similar[i] = columns.similarities(i, values[:, i], values[:, i])
     squares = similar * similar
-    trend = None if places is None else Trend.similarities(places, places)
-    middle = np.concatenate([np.full(count, -np.log(max(count, 1))), np.log([INTERACTION, NOISE, TREND])])
+    trends = [similarities(p, p) for p in places]
+    middle = np.concatenate(
+        [np.full(count, -np.log(max(count, 1))), np.log([INTERACTION, NOISE, *[TREND] * len(trends)])]
+    )
     deviation = np.concatenate(
-        [np.full(count, SCALE_DEVIATION), [INTERACTION_DEVIATION, NOISE_DEVIATION, TREND_DEVIATION]]
+        [np.full(count, SCALE_DEVIATION), [INTERACTION_DEVIATION, NOISE_DEVIATION, *[TREND_DEVIATION] * len(trends)]]
     )
     identity = np.eye(len(codes))
 
     def negative(logarithms: Floats) -> tuple[float, Floats]:
         """−log(likelihood · prior) and its gradient (Rasmussen and Williams 2006, equations 5.8 and 5.9)."""
-        a, (tau, noise, of_trend) = np.exp(logarithms[:count]), np.exp(logarithms[count:])
+        a, (tau, noise, *of_trends) = np.exp(logarithms[:count]), np.exp(logarithms[count:])
         first = np.einsum("i,ixy->xy", a, similar)
         second = (first**2 - np.einsum("i,ixy->xy", a * a, squares)) / 2
         kernel = CONSTANT + first + tau * second + noise * identity
-        if trend is not None:
+        for of_trend, trend in zip(of_trends, trends, strict=True):
             kernel += of_trend * trend
         inverse, determinant = solver(kernel, identity)
         weights = np.einsum("ij,j->i", inverse, target)
@@ -199,8 +167,8 @@ def fitted(
         score = -0.5 * (target * weights).sum() - 0.5 * determinant - 0.5 * (away * away).sum()
         of_columns = np.einsum("ixy,xy->i", similar, both * (1 + tau * first))
         of_columns -= tau * a * np.einsum("ixy,xy->i", squares, both)
-        along = 0.0 if trend is None else 0.5 * of_trend * (both * trend).sum()
-        rest = [0.5 * tau * (both * second).sum(), 0.5 * noise * np.trace(both), along]
+        along = [0.5 * of_trend * (both * trend).sum() for of_trend, trend in zip(of_trends, trends, strict=True)]
+        rest = [0.5 * tau * (both * second).sum(), 0.5 * noise * np.trace(both), *along]
         gradient = np.concatenate([0.5 * a * of_columns, rest]) - away / deviation
         return -score, -gradient
 
@@ -209,13 +177,7 @@ def fitted(
     bounds = list(zip(middle - BOUND * deviation, middle + BOUND * deviation, strict=True))
     found = minimize(negative, middle, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": STEPS})
     a = np.exp(found.x)
-    return Scales(
-        a[:count],
-        float(a[count]),
-        float(a[count + 1]),
-        0.0 if trend is None else float(a[count + 2]),
-        -float(found.fun),
-    )
+    return Scales(a[:count], float(a[count]), float(a[count + 1]), a[count + 2 :], -float(found.fun))
 
 
 def standardised(results: Floats) -> tuple[Floats, float, float]:
@@ -234,7 +196,7 @@ class Effects:
         scales: parameters of the kernel.
         codes: candidates with results, shape (known, parameters).
         results: shape (known,), finite.
-        trend: of the space; None where noise is not known.
+        trends: of the space.
     """
 
     def __init__(
@@ -244,9 +206,9 @@ class Effects:
         scales: Scales,
         codes: Codes,
         results: Floats,
-        trend: Trend | None = None,
+        trends: Sequence[Trend] = (),
     ) -> None:
-        self._space, self._columns, self.scales, self._trend = space, columns, scales, trend
+        self._space, self._columns, self.scales, self._trends = space, columns, scales, trends
         target, self._centre, self._spread = standardised(results)
         values = columns.values(codes)
         #: Per group: Σ zᵢ and Σ zᵢ² of its columns, options against known candidates, shape (options, known).
@@ -263,18 +225,17 @@ class Effects:
             self._first.append(first)
             self._squares.append(squares)
         options = space.options(codes)
-        self._places = None if trend is None else trend.place(trend.total(options))
+        self._places = [trend.places(options) for trend in trends]
         kernel = self._kernel(options)
         kernel[np.diag_indices_from(kernel)] += scales.noise
         self._matrix = kernel
         self._weights = solve(kernel, target[:, None])[:, 0]
-        # The function of the total noise, at places from 0 to 1.
-        self._grid = np.linspace(0.0, 1.0, PLACES)
-        self._along = np.zeros(PLACES)
-        if self._places is not None:
-            self._along = scales.trend * np.einsum(
-                "pk,k->p", Trend.similarities(self._grid, self._places), self._weights
-            )
+        # The function of each trend, at places along it.
+        self._grid = np.linspace(LOWEST, HIGHEST, PLACES)
+        self._along = [
+            scale * np.einsum("pk,k->p", similarities(self._grid, places), self._weights)
+            for scale, places in zip(scales.trends, self._places, strict=True)
+        ]
 
     def _sums(self, options: Codes) -> tuple[Floats, Floats]:
         """Σ zᵢ and Σ zᵢ² over all columns, against the known candidates, each of shape (candidates, known)."""
@@ -288,9 +249,8 @@ class Effects:
     def _kernel(self, options: Codes) -> Floats:
         first, squares = self._sums(options)
         kernel: Floats = CONSTANT + first + self.scales.interaction * (first * first - squares) / 2
-        if self._trend is not None and self._places is not None:
-            places = self._trend.place(self._trend.total(options))
-            kernel += self.scales.trend * Trend.similarities(places, self._places)
+        for trend, scale, places in zip(self._trends, self.scales.trends, self._places, strict=True):
+            kernel += scale * similarities(trend.places(options), places)
         return kernel
 
     def mean(self, options: Codes) -> Floats:
@@ -335,9 +295,9 @@ class Effects:
             first += z
             squares += z * z
         prior = CONSTANT + first + self.scales.interaction * (first * first - squares) / 2
-        if self._trend is not None:
-            places = self._trend.place(self._trend.total(options))
-            prior += self.scales.trend * Trend.similarities(places, places)
+        for trend, scale in zip(self._trends, self.scales.trends, strict=True):
+            places = trend.places(options)
+            prior += scale * similarities(places, places)
         kernel = self._kernel(options)
         result: Floats = self._spread**2 * (prior - kernel @ self._inverse @ kernel.T)
         return result
@@ -363,7 +323,8 @@ class Effects:
         # Columns of a branch that is not taken count too: "not taken" is one of their values.
         first, squares = a.sum(), (a * a).sum()
         both = first + self.scales.interaction * (first * first - squares) / 2
-        return np.full(len(options), both + self.scales.trend)
+        of_trends = [s * prior(t.places(options)) for s, t in zip(self.scales.trends, self._trends, strict=True)]
+        return np.asarray(both + np.sum(of_trends, axis=0) + np.zeros(len(options)))
 
     def changes(self, options: Codes) -> list[Floats]:
         """What candidates are expected to give if one group takes another option.
@@ -378,24 +339,18 @@ class Effects:
         first, _ = self._sums(options)
         mean = self.mean(options)
         weighted = weights * (1.0 + tau * first)
-        total = np.zeros(len(options)) if self._trend is None else self._trend.total(options)
+        places = [trend.changed(options) for trend in self._trends]
         changed = []
         for g, (z, squares) in enumerate(zip(self._first, self._squares, strict=True)):
             # f(o) = Σ w·(z(o) + τ·(z(o)·(e₁ − z(now)) + e₂(o))): all that depends on the option of this group.
             within = np.einsum("ok,k->o", (z * z - squares) / 2, weights) * tau
             blocks = tau * np.einsum("ok,pk->op", z * weights, z)
             effect = np.einsum("xk,ok->xo", weighted, z) - blocks[options[:, g]] + within
-            if self._trend is not None:
-                noise = self._trend.noise[g]
-                effect = effect + self._of_noise(total[:, None] - noise[options[:, g]][:, None] + noise)
+            for along, of_group in zip(self._along, places, strict=True):
+                effect = effect + np.interp(of_group[g], self._grid, along)
             rows = np.arange(len(options))
             changed.append(mean[:, None] + self._spread * (effect - effect[rows, options[:, g]][:, None]))
         return changed
-
-    def _of_noise(self, total: Floats) -> Floats:
-        """What total noise contributes, of the same shape."""
-        assert self._trend is not None
-        return np.interp(self._trend.place(total), self._grid, self._along)
 
     def mains(self, options: Codes) -> list[Floats]:
         """Per group the effect of each of its options on average over candidates, shape (options,), mean 0.

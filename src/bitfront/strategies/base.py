@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from bitfront.config import Table
 from bitfront.spaces.base import Codes, Space
 from bitfront.spaces.index import Index, Keys
+from bitfront.strategies.trends import Margins
 
 if TYPE_CHECKING:
     from bitfront.tasks.base import TaskMetric
@@ -58,6 +59,7 @@ class Knowledge:
             none. None: of no objective.
         noise: per group an estimate of how much each option disturbs the model's outputs, float64, shape (options,), 0
             or more; that of several groups adds up. None: unknown.
+        margins: what each option alone does to the outputs for some samples of a classification. None: unknown.
         resolution: the resolution of the samples near some candidates with results, int64, shape (candidates,
             parameters), which are evaluated once more for that. None: unknown.
     """
@@ -68,6 +70,7 @@ class Knowledge:
     points: NDArray[np.float64] | None = None
     sufficient: NDArray[np.float64] | None = None
     noise: Sequence[NDArray[np.float64]] | None = None
+    margins: Margins | None = None
     resolution: Callable[[Codes], Resolution] | None = None
 
 
@@ -264,7 +267,8 @@ class Strategy(ABC):
         usual_objectives: the objectives of a search that names none; none if it must name them.
         trains_bits: whether its candidates are networks on the course of a training with learned bits
             (``learned_bits.space``), in place of those of the file's space.
-        uses_noise: whether it uses ``Knowledge.noise``, which takes a few forward and backward passes.
+        uses_noise: whether it uses ``Knowledge.noise``, which takes a few forward and backward passes, and
+            ``Knowledge.margins``, which take up to some twenty evaluations.
         looks_back: whether `propose` reads the codes and losses of the history. If not, it gets a history without them;
             ``history.rows`` and ``history.fresh`` still say which candidates are known.
 

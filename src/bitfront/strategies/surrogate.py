@@ -24,13 +24,14 @@ from pydantic import Field
 
 from bitfront.spaces.base import Codes, Space
 from bitfront.strategies import STRATEGIES
-from bitfront.strategies.anova import Columns, Effects, Scales, Trend, fitted
+from bitfront.strategies.anova import Columns, Effects, Scales, fitted
 from bitfront.strategies.base import History, Strategy, StrategySettings, latin_hypercube, unseen_neighbours
 from bitfront.strategies.elimination import Solver, solve_with_determinant
 from bitfront.strategies.evolution import select
 from bitfront.strategies.gains import gains, reference
 from bitfront.strategies.prediction import PARTIAL, Link, Modelled, Prediction, cost_tables, front_rows, spread
 from bitfront.strategies.separable import front as separable_front
+from bitfront.strategies.trends import Trend, known_trends
 
 if TYPE_CHECKING:
     from bitfront.tasks.base import TaskMetric
@@ -207,12 +208,13 @@ class Surrogate(Strategy):
         return START if self.knowledge.noise is None else INFORMED
 
     @cached_property
-    def _trend(self) -> Trend | None:
-        return None if self.knowledge.noise is None else Trend(self.knowledge.noise)
+    def _trends(self) -> list[Trend]:
+        return known_trends(self.knowledge.noise, self.knowledge.margins)
 
-    def _places(self, codes: Codes) -> Floats | None:
-        """The places of candidates on the trend; None where noise is not known."""
-        return None if self._trend is None else self._trend.place(self._trend.total(self.space.options(codes)))
+    def _places(self, codes: Codes) -> list[Floats]:
+        """The places of candidates on each trend."""
+        options = self.space.options(codes)
+        return [trend.places(options) for trend in self._trends]
 
     def _predicted(self, history: History) -> Prediction:
         """What is expected of all candidates, given the history. It is kept for the next call with the same one."""
@@ -228,7 +230,7 @@ class Surrogate(Strategy):
         for (objective, results), response in zip(outputs, responses, strict=True):
             target = _finite(results[rows])
             link = Link.of(target, response.offset)
-            effects = Effects(self.space, self._columns, response.scales, codes, link.forward(target), self._trend)
+            effects = Effects(self.space, self._columns, response.scales, codes, link.forward(target), self._trends)
             models.append(Modelled(objective, effects, link))
         everywhere = self._width is None or self._width >= 100
         prediction = Prediction(
@@ -272,7 +274,7 @@ class Surrogate(Strategy):
 
 
 def most_likely(
-    columns: Columns, codes: Codes, results: Floats, places: Floats | None, solver: Solver = solve_with_determinant
+    columns: Columns, codes: Codes, results: Floats, places: Sequence[Floats], solver: Solver = solve_with_determinant
 ) -> Response:
     """The most likely model of results, among the ``OFFSETS``.
 
@@ -280,7 +282,7 @@ def most_likely(
         columns: of the space.
         codes: candidates, shape (candidates, parameters).
         results: smaller is better, shape (candidates,), finite.
-        places: of the candidates on the trend, shape (candidates,); None where noise is not known.
+        places: of the candidates on each trend, shape (candidates,).
         solver: of linear systems.
     """
     best: Response | None = None

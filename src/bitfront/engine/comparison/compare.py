@@ -201,7 +201,7 @@ def _compare(plan: Plan, names: Sequence[str] | None, repeats: int, restart: boo
             noise = any(competitor.strategy.kind.uses_noise for competitor in plans)
             # Hypervolumes count the whole front, so a strategy looks everywhere, unless the file says where.
             looks = "focus" in plan.settings.strategy.setup.of_strategy
-            known_before = knowledge(plan, limits, of_float if looks else {}, store, noise=noise)
+            known_before = knowledge(plan, limits, of_float if looks else {}, store, noise=noise, replays=False)
             cached = CachedEvaluator(dispatcher, store, space.keys)
             known = len(cached)
             _announce(plans, repeats, known, dispatcher, events)

@@ -392,6 +392,15 @@ class FixedEvaluator(ModelEvaluator):
                     row[:] = right_answers(self.model(code), x, y, batch_size=self.chunk)
         return answers
 
+    def outputs(self, codes: Codes, x: Tensor) -> Tensor | None:
+        """The outputs of candidates, float32, shape (candidates, samples, ...); None where the model is not evaluated
+        node by node. Raises what the model raises, and TypeError where it does not return one tensor."""
+        if self._tree is None:
+            return None
+        self._learn(self.space.options(codes))
+        with one_thread():
+            return self._tree.outputs(self.space.options(codes), x)
+
     def results(self, codes: Codes, split: str, num_samples: int | None) -> list[Results | None]:
         """The results per sample of each candidate, run alone as a whole model; None for one that fails."""
         (x, y), outputs = self.samples(split, num_samples), self.space.graph.outputs

@@ -14,11 +14,12 @@ from bitfront.engine.storage.run import Run
 from bitfront.spaces.base import Codes
 from bitfront.spaces.described import DescribedSpace
 from bitfront.spaces.index import Index
-from bitfront.strategies.anova import Columns, Effects, Trend
+from bitfront.strategies.anova import Columns, Effects
 from bitfront.strategies.elimination import quick_solve_with_determinant
 from bitfront.strategies.evolution import select
 from bitfront.strategies.prediction import Link
 from bitfront.strategies.surrogate import FITTED, SCALED, most_likely
+from bitfront.strategies.trends import known_trends
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]
@@ -169,19 +170,21 @@ def fitted_model(
         best = select(both, FITTED // 2, np.zeros(len(among)))[0]
         even = np.linspace(0, len(among) - 1, FITTED // 2).astype(np.int64)
         among = among[np.unique(np.concatenate([best, even]))]
-    trend = Trend([np.array(noise) for noise in run.noise]) if _fits(run) else None
-    places = None if trend is None else trend.place(trend.total(trials.options))
+    trends = known_trends(
+        [np.array(noise) for noise in run.noise] if _fits(run) else None, run.margins if _fits(run) else None
+    )
+    places = [trend.places(trials.options) for trend in trends]
     few = among[np.unique(np.linspace(0, len(among) - 1, min(scaled, len(among))).astype(np.int64))]
     response = most_likely(
         columns,
         trials.codes[few],
         trials.losses[few],
-        None if places is None else places[few],
+        [of_trend[few] for of_trend in places],
         quick_solve_with_determinant,
     )
     link = Link.of(trials.losses[among], response.offset)
     results = link.forward(trials.losses[among])
-    effects = Effects(space, columns, response.scales, trials.codes[among], results, trend)
+    effects = Effects(space, columns, response.scales, trials.codes[among], results, trends)
     share = metric in run.qualities and run.qualities[metric].share
     return Model(space, metric, sign, share, effects, link)
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bitfront.engine.evaluation.fixed import FixedEvaluator
 from bitfront.engine.evaluation.interface import Evaluator
+from bitfront.engine.evaluation.margins import margins
 from bitfront.engine.evaluation.sensitivity import sensitivities
 from bitfront.engine.planning.feasibility import Feasibility
 from bitfront.engine.planning.plan import Plan
@@ -21,6 +23,7 @@ from bitfront.engine.storage.store import Store
 from bitfront.objectives import Objectives
 from bitfront.spaces.base import Codes
 from bitfront.strategies.base import Knowledge, Resolution
+from bitfront.strategies.trends import Margins
 from bitfront.tasks.base import TaskMetric
 
 Values = NDArray[np.float64]
@@ -31,7 +34,13 @@ MOST_OPTIONS = 20_000
 
 
 def knowledge(
-    plan: Plan, limits: Feasibility, reference: Mapping[str, float | None], store: Store, *, noise: bool
+    plan: Plan,
+    limits: Feasibility,
+    reference: Mapping[str, float | None],
+    store: Store,
+    *,
+    noise: bool,
+    replays: bool,
 ) -> Knowledge:
     """What is known of the candidates of a plan.
 
@@ -41,28 +50,41 @@ def knowledge(
         reference: metric → value of the float model.
         store: of the trials. It keeps estimates that depend on the order of sums, so that a search that is resumed has
             the same.
-        noise: whether a strategy uses the noise of options.
+        noise: whether a strategy uses the noise of options, and what they do to margins.
+        replays: whether trials of earlier sessions are proposed again.
     """
     evaluator, objectives = plan.evaluator, plan.objectives
     names = frozenset() if objectives.summed else _cheap(evaluator)
     costs = {o: _cost(evaluator, objectives, o) for o, p in enumerate(objectives.parts) if p.metric in names}
     closed = any(c.metric in _cheap(evaluator) for c in limits.constraints)
+    of_options, of_samples = noise_and_margins(evaluator, store, replays=replays) if noise else (None, None)
     return Knowledge(
         costs=costs,
         violation=limits.before if closed else None,
         float_losses=None if objectives.summed else _losses(objectives, reference),
         points=None if objectives.summed else _points(objectives, evaluator.job.task.leading, reference),
         sufficient=None if objectives.summed else _sufficient(plan, reference),
-        noise=noise_of(evaluator, store) if noise else None,
+        noise=of_options,
+        margins=of_samples,
         resolution=None if evaluator.accuracy_samples is None else partial(_resolution, plan, store),
     )
 
 
-def noise_of(evaluator: Evaluator, store: Store) -> list[Values] | None:
-    """Per group the noise of each option; None where the space is not of formats alone, or where torch cannot
-    differentiate the model."""
+def noise_and_margins(
+    evaluator: Evaluator, store: Store, *, replays: bool
+) -> tuple[list[Values] | None, Margins | None]:
+    """(per group the noise of each option, what options do to margins); None where the space is not of formats alone,
+    where torch cannot differentiate the model, and where there are no margins.
+
+    They are measured once, and kept in the store.
+
+    Args:
+        evaluator, store: as of the plan, and as for ``knowledge``.
+        replays: whether trials of earlier sessions are proposed again. Those of an earlier version were proposed
+            without margins.
+    """
     if not isinstance(evaluator, FixedEvaluator):
-        return None
+        return None, None
     kept = store.meta("noise")
     if kept is None:
         try:
@@ -70,7 +92,25 @@ def noise_of(evaluator: Evaluator, store: Store) -> list[Values] | None:
         except RuntimeError as error:
             kept = {"failed": str(error)}
         store.set_meta("noise", kept)
-    return None if isinstance(kept, dict) else [np.array(values) for values in kept]
+    if isinstance(kept, dict):
+        return None, None
+    noise = [np.array(values) for values in kept]
+    found = store.meta("margins")
+    if found is None:
+        found = {"none": "of an earlier version"} if replays else _measured_margins(evaluator, noise)
+        store.set_meta("margins", found)
+    return noise, Margins.from_json(found)
+
+
+def _measured_margins(evaluator: FixedEvaluator, noise: Sequence[Values]) -> dict[str, Any]:
+    """The margins as JSON."""
+    try:
+        measured = margins(evaluator, noise)
+    except (RuntimeError, TypeError) as error:
+        return {"failed": str(error)}
+    if measured is None:
+        return {"none": "not of this space"}
+    return measured.as_json()
 
 
 def keep_option_costs(evaluator: Evaluator, store: Store) -> None:

@@ -32,7 +32,7 @@ from bitfront.engine.search import loop
 from bitfront.engine.search.chance import at_chance
 from bitfront.engine.search.checking import check_front, verified_plan, verify_workers
 from bitfront.engine.search.finetuning import chosen, finetune, settings_of
-from bitfront.engine.search.knowledge import keep_option_costs, knowledge, noise_of
+from bitfront.engine.search.knowledge import keep_option_costs, knowledge, noise_and_margins
 from bitfront.engine.search.paired import compare, compare_results, enough_samples, intervals
 from bitfront.engine.search.weights import source_of_weights, trained_model
 from bitfront.engine.storage import learned
@@ -196,7 +196,8 @@ def _searched(
         dispatcher.use(plan.evaluator)
         verify_workers(dispatcher, events)
         if plan.strategy.kind.uses_noise:
-            noise_of(plan.evaluator, store)  # the search uses it; here its time is not taken for that of candidates
+            # The search uses them; here their time is not taken for that of candidates.
+            noise_and_margins(plan.evaluator, store, replays=resumed > 0)
         events.expected(expected_seconds(plan, known, left, checked))
     if resumed:
         events.note(f"{resumed:,} trials are known from earlier sessions")
@@ -375,7 +376,7 @@ def _evaluate(
     reference, noise = store.meta("summary")["reference"], plan.strategy.kind.uses_noise
     reason = loop.run(
         space=plan.space,
-        strategy=plan.make_strategy(knowledge(plan, bounds, reference, store, noise=noise)),
+        strategy=plan.make_strategy(knowledge(plan, bounds, reference, store, noise=noise, replays=len(store) > 0)),
         initial=first_candidates(plan, starts),
         objectives=plan.objectives,
         store=store,

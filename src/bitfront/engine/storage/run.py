@@ -32,6 +32,7 @@ from bitfront.metrics.intervals import wilson
 from bitfront.objectives import Objective, Objectives
 from bitfront.pareto import non_dominated
 from bitfront.spaces.described import DescribedSpace
+from bitfront.strategies.trends import Margins
 
 if TYPE_CHECKING:
     import pandas
@@ -85,6 +86,8 @@ class Run:
         option_costs: metric → what each option of each group adds to it, for metrics in closed form that are sums over
             the groups; empty where the search was of an earlier version.
         noise: per group the estimate of how much each option disturbs the outputs; empty where none was made.
+        margins: what each option alone does to the outputs for some samples of a classification; None where that was
+            not measured.
         given: the model and the data of the call that made the run, where it came from Python; nothing of a run that
             was read from its folder.
     """
@@ -113,6 +116,7 @@ class Run:
     stored_intervals: Mapping[str, Mapping[str, tuple[float, float]]] = field(default_factory=dict)
     option_costs: Mapping[str, OptionCosts] = field(default_factory=dict)
     noise: tuple[tuple[float, ...], ...] = ()
+    margins: Margins | None = None
     given: FromPython = NOTHING
 
     @classmethod
@@ -180,6 +184,7 @@ class Run:
                 for m, kept in (store.meta("option_costs") or {}).items()
             },
             noise=tuple(map(tuple, kept)) if isinstance(kept := store.meta("noise"), list) else (),
+            margins=Margins.from_json(store.meta("margins")),
         )
 
     def __len__(self) -> int:

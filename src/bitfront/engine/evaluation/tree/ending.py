@@ -1,8 +1,8 @@
 """What is made of the outputs of the final states of a pass: compiled scores, or the results per sample of any task.
 
 Compiled scores are those of a classification: all states of a part go through one call of a kernel. Other tasks get the
-outputs of one state after the other, as one call of the deployed model gives them. Outputs are never kept, only what is
-made of them.
+outputs of one state after the other, as one call of the deployed model gives them. Outputs themselves are only kept of
+a few samples (``Answers``).
 """
 
 from __future__ import annotations
@@ -114,3 +114,23 @@ class TaskResults:
             {state: {name: torch.cat([of[state][name] for of in sets]) for name in found} for state, found in first}
             for first in [sets[0].items()]
         ]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The outputs themselves."""
+
+    def of(self, value: Value, y: Tensor) -> dict[int, Tensor]:  # noqa: ARG002
+        """The output of each state, on the CPU. Raises TypeError where it is no tensor."""
+        answers = {}
+        for position, state in enumerate(value.states.tolist()):
+            output = value.tensor(position) if isinstance(value, BatchedActivations) else value.values[position]
+            if not isinstance(output, Tensor):
+                raise TypeError(f"the model returns a {type(output).__name__}, and not one tensor")
+            answers[state] = output.float().cpu().clone()
+        return answers
+
+    def joined(self, parts: Sequence[list[dict[int, Tensor]]]) -> list[dict[int, Tensor]]:
+        """The outputs of all samples, in their order."""
+        sets = [{state: output for answers in part for state, output in answers.items()} for part in parts]
+        return [{state: torch.cat([of[state] for of in sets]) for state in sets[0]}]

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from bitfront.engine.evaluation.tree.activations import Ints
 from bitfront.engine.evaluation.tree.convolution import Convolutions
-from bitfront.engine.evaluation.tree.ending import CompiledScores, Ending, TaskResults
+from bitfront.engine.evaluation.tree.ending import Answers, CompiledScores, Ending, TaskResults
 from bitfront.engine.evaluation.tree.execution import Pass
 from bitfront.engine.evaluation.tree.products import Products
 from bitfront.engine.evaluation.tree.program import Program
@@ -132,6 +132,22 @@ class TreeScorer:
                 evaluations[i] = evaluation
             start += len(group)
         return [evaluation for evaluation in evaluations if evaluation is not None]
+
+    def outputs(self, options: Codes, x: Tensor) -> Tensor:
+        """The outputs of each candidate, float32, shape (candidates, samples, ...).
+
+        Args:
+            options, x: as for ``scores``.
+
+        Raises:
+            TypeError: the model does not return one tensor.
+        """
+        schedule = Schedule(self.program, options)
+        parts: list[list[Tensor]] = [[] for _ in range(schedule.states[self.program.output].count)]
+        for chunk in self._chunks(schedule, x, torch.zeros(len(x), dtype=torch.int32), Answers()):
+            for state, output in {s: found for answers in chunk for s, found in answers.items()}.items():
+                parts[state].append(output)
+        return torch.stack([torch.cat(parts[state]) for state in schedule.final_states.tolist()])
 
     def _measured(self, options: Codes, x: Tensor, y: Tensor, task: Task) -> list[TaskEvaluation]:
         schedule = Schedule(self.program, options)
