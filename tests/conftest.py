@@ -5,6 +5,7 @@ import gc
 import multiprocessing
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
@@ -24,6 +25,12 @@ from warm import Warm
 properties.load()
 # The tensors here are tiny; threads would only wait for one another.
 torch.set_num_threads(1)
+
+
+# A shell starts what runs in its background with interrupts ignored, and so would be every command that a test starts:
+# one that is ended by Ctrl-C would never end.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 #: Whether the long ones are run too.

@@ -263,7 +263,7 @@ def test_a_budget_on_accuracy_asks_for_the_least_cost(truth, explained):
 def test_verifying_gives_what_the_search_would_have_measured(some, truth):
     known, true = by_config(some), by_config(truth)
     explained = bf.explain(some)
-    bounds = itertools.product(np.linspace(1000, 2700, 8), np.linspace(30_000, 200_000, 8))
+    bounds = itertools.product(np.linspace(1000, 2700, 25), np.linspace(30_000, 200_000, 25))
     pairs = ([f"model_size <= {size:.0f}", f"bops <= {bops:.0f}"] for size, bops in bounds)
     budgets = next(pair for pair in pairs if _predicted(explained, pair))
     answer = explained.answer(*budgets)
