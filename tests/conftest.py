@@ -2,6 +2,7 @@
 
 import collections
 import gc
+import itertools
 import multiprocessing
 import os
 import shutil
@@ -37,18 +38,47 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 ALL = "BITFRONT_ALL" in os.environ
 
 
+#: Of a parameter with so many values at most, each is in a case that runs.
+VALUES = 8
+
+
 def pytest_collection_modifyitems(items):
-    cases = collections.Counter()
+    sampled = collections.defaultdict(list)
     for item in items:
         if item.get_closest_marker("long") and not ALL:
             item.add_marker(pytest.mark.skip(reason="it takes long; BITFRONT_ALL=1 runs it, and make all"))
-        if (sampled := item.get_closest_marker("sampled")) and not ALL:
-            name = item.nodeid.partition("[")[0]
-            if cases[name] % sampled.args[0]:
-                item.add_marker(pytest.mark.skip(reason="one of many cases; BITFRONT_ALL=1 runs all, and make all"))
-            cases[name] += 1
+        if item.get_closest_marker("sampled") and not ALL:
+            sampled[item.nodeid.partition("[")[0]].append(item)
         if "browser" in item.fixturenames or item.get_closest_marker("journey"):
             item.add_marker(pytest.mark.slow)
+    for cases in sampled.values():
+        for item in _left_out(cases):
+            item.add_marker(pytest.mark.skip(reason="one of many cases; BITFRONT_ALL=1 runs all, and make all"))
+
+
+def _left_out(cases):
+    """The cases of one test that do not run: of every n one does, and one with each value of parameters with few."""
+    values = collections.defaultdict(set)
+    of_cases = [
+        {
+            (name, repr(value)[:300])
+            for name, value in (item.callspec.params.items() if hasattr(item, "callspec") else ())
+        }
+        for item in cases
+    ]
+    for name, value in itertools.chain(*of_cases):
+        values[name].add(value)
+    wanted = {(name, value) for name, of_name in values.items() if len(of_name) <= VALUES for value in of_name}
+    # A parameter alone has as many values as there are cases.
+    wanted = wanted if len(values) > 1 else set()
+    every = cases[0].get_closest_marker("sampled").args[0]
+    runs = {i for i in range(len(cases)) if i % every == 0}
+    missing = wanted - set(itertools.chain(*(of_cases[i] for i in runs)))
+    for i, of_case in enumerate(of_cases):
+        if of_case & missing:
+            runs.add(i)
+            missing -= of_case
+    return [item for i, item in enumerate(cases) if i not in runs]
 
 
 def pytest_collection_finish():
