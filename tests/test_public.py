@@ -62,7 +62,7 @@ def test_what_the_verbs_return_is_public():
 
 
 #: What stands in results, and is looked up where it stands: its page in the reference says what it is.
-INSIDE = {"Band", "Constraint", "DescribedSpace", "OptionCosts", "Quality", "TrainResult"}
+INSIDE = {"Band", "Constraint", "DescribedSpace", "Margins", "OptionCosts", "Quality", "TrainResult"}
 
 
 #: A package that is imported where it is used.

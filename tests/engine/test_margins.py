@@ -114,3 +114,30 @@ def test_they_are_measured_once_and_not_for_trials_without_them(tmp_path, monkey
     assert noise_and_margins(evaluator, stores[1], replays=False)[1] is None
     for store in stores:
         store.close()
+
+
+def test_outputs_of_many_classes_are_looked_at_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluator = evaluator_of(network())
+    noise = sensitivities(evaluator)
+    whole = margins(evaluator, noise)
+    monkeypatch.setattr(of_margins, "TOGETHER", 300 * 5 * 3)  # three options at a time
+    parts = margins(evaluator, noise)
+    assert whole is not None
+    assert parts is not None
+    np.testing.assert_array_equal(parts.base, whole.base)
+    for one, other in zip(parts.effects, whole.effects, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_search_goes_on_where_they_fail(tmp_path) -> None:
+    evaluator = evaluator_of(network())
+    y = evaluator.samples("val", None)[1]
+    y[5] = 7  # of five classes
+    store = Store.open(
+        tmp_path / "1.sqlite", evaluator.metrics, len(evaluator.space.parameters), {}, evaluator.space.keys
+    )
+    noise, found = noise_and_margins(evaluator, store, replays=False)
+    assert noise is not None
+    assert found is None
+    assert "a label is 7, and there are 5 outputs" in store.meta("margins")["failed"]
+    store.close()

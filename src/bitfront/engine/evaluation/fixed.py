@@ -398,7 +398,7 @@ class FixedEvaluator(ModelEvaluator):
         if self._tree is None:
             return None
         self._learn(self.space.options(codes))
-        with one_thread():
+        with contained(), one_thread():
             return self._tree.outputs(self.space.options(codes), x)
 
     def results(self, codes: Codes, split: str, num_samples: int | None) -> list[Results | None]:

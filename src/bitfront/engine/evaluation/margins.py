@@ -37,6 +37,8 @@ OTHERS = 0.25
 CLASSES = 4
 #: Numbers that are kept, at most: 16 MB.
 KEPT = 2**22
+#: Outputs that are looked at together: 64 MB.
+TOGETHER = 2**24
 #: What stands for an output that is not finite.
 FAR = 1e6
 
@@ -64,22 +66,46 @@ def margins(evaluator: FixedEvaluator, noise: Sequence[Values]) -> Margins | Non
     if number < LEAST:
         return None
     one_by_one, alone = _alone(evaluator)
-    output = _outputs(one_by_one, alone[:1], x)
-    if output is None:
+    labels = y.cpu().numpy()
+    nearest = _nearest(one_by_one, alone[:1], x, labels)
+    if nearest is None:
         return None
-    labels, rows = y.cpu().numpy(), np.arange(len(y))
-    others = output[0].copy()
-    others[rows, labels] = -np.inf
-    margin = others.max(axis=1) - output[0][rows, labels]
-    chosen, weights = _chosen(margin, number)
-    rivals = np.argsort(-others[chosen], axis=1, kind="stable")[:, : min(CLASSES, output.shape[2] - 1)]
-    given = _outputs(one_by_one, alone, x[torch.from_numpy(chosen)])
-    assert given is not None, "it was evaluated node by node before"
-    of_label = given[:, np.arange(number), labels[chosen]]
-    found = np.take_along_axis(given, rivals[None], axis=2) - of_label[:, :, None]
-    found = np.ascontiguousarray(np.nan_to_num(found, nan=FAR, posinf=FAR, neginf=-FAR).transpose(0, 2, 1))
+    chosen, weights = _chosen(nearest[0], number)
+    rivals, of_labels = nearest[1][chosen], labels[chosen][:, None]
+    samples, parts = x[torch.from_numpy(chosen)], []
+    for codes in np.split(alone, range(0, len(alone), max(1, TOGETHER // (number * nearest[2])))[1:]):
+        output = _outputs(one_by_one, codes, samples)
+        assert output is not None, "it was evaluated node by node before"
+        of_label = np.take_along_axis(output, of_labels[None], axis=2)
+        parts.append(np.take_along_axis(output, rivals[None], axis=2) - of_label)
+    found = np.nan_to_num(np.concatenate(parts), nan=FAR, posinf=FAR, neginf=-FAR)
+    found = np.ascontiguousarray(found.transpose(0, 2, 1))
     ends = np.cumsum([len(options) for options in noise])[:-1]
     return Margins(found[0], tuple(np.split(found[1:] - found[0], ends)), weights)
+
+
+def _nearest(
+    evaluator: FixedEvaluator, code: Codes, x: Tensor, labels: NDArray[np.int64]
+) -> tuple[NDArray[np.float32], NDArray[np.int64], int] | None:
+    """(the margin of each sample, shape (samples,); its other classes with the largest outputs, shape (samples,
+    ``CLASSES`` or all); number of classes) of one candidate. None where it is not evaluated node by node.
+
+    A few samples at a time, because outputs may be of many classes.
+    """
+    margins_of, rivals = [], []
+    size = evaluator.chunk
+    for start in range(0, len(x), size):
+        output = _outputs(evaluator, code, x[start : start + size])
+        if output is None:
+            return None
+        others, of_labels = output[0], labels[start : start + size][:, None]
+        if of_labels.max() >= others.shape[1]:
+            raise RuntimeError(f"a label is {of_labels.max()}, and there are {others.shape[1]} outputs")
+        of_label = np.take_along_axis(others, of_labels, axis=1)
+        np.put_along_axis(others, of_labels, -np.inf, axis=1)
+        margins_of.append(others.max(axis=1) - of_label[:, 0])
+        rivals.append(np.argsort(-others, axis=1, kind="stable")[:, : min(CLASSES, others.shape[1] - 1)])
+    return np.concatenate(margins_of), np.concatenate(rivals), others.shape[1]
 
 
 def _chosen(margin: NDArray[np.float32], number: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

@@ -20,6 +20,7 @@ from bitfront.engine.planning.plan import Plan
 from bitfront.engine.search.paired import resolution
 from bitfront.engine.storage.folder import trial_weights
 from bitfront.engine.storage.store import Store
+from bitfront.errors import UserError, described
 from bitfront.objectives import Objectives
 from bitfront.spaces.base import Codes
 from bitfront.strategies.base import Knowledge, Resolution
@@ -106,8 +107,11 @@ def _measured_margins(evaluator: FixedEvaluator, noise: Sequence[Values]) -> dic
     """The margins as JSON."""
     try:
         measured = margins(evaluator, noise)
-    except (RuntimeError, TypeError) as error:
-        return {"failed": str(error)}
+    except (UserError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        # A search goes on without them: what fails here may fail in a candidate too, which says so.
+        return {"failed": described(error)}
     if measured is None:
         return {"none": "not of this space"}
     return measured.as_json()
