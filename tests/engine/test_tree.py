@@ -407,6 +407,28 @@ def test_every_candidate_of_a_space_in_the_order_of_brute_force():
     assert_as_alone(evaluator, codes)
 
 
+@pytest.mark.parametrize("behind", ["linear", "convolution", "pooling", "depthwise"])
+def test_a_ceiling_below_the_largest_number_of_the_format_behind_it(behind):
+    """Many values are above 6, and the formats behind the ReLU6 have numbers up to 31."""
+    shape = (4,) if behind == "linear" else (1, 8, 8)
+    first = nn.Linear(4, 8) if behind == "linear" else nn.Conv2d(1, 4, 3)
+    rest = {
+        "linear": [nn.Linear(8, CLASSES)],
+        "convolution": [nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(64, CLASSES)],
+        "pooling": [nn.MaxPool2d(2), nn.Conv2d(4, 4, 1), nn.Flatten(), nn.Linear(36, CLASSES)],
+        "depthwise": [nn.Conv2d(4, 4, 3, groups=4), nn.Flatten(), nn.Linear(64, CLASSES)],
+    }[behind]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        nn.init.normal_(first.weight, std=8)
+        model = nn.Sequential(first, nn.ReLU6(), *rest).eval()
+    table = {"name": ["integer"], "weight_width": [6, 8], "weight_frac_width": [4], "data_in_width": [6]}
+    seed = dict.fromkeys(("linear", "conv2d"), {**table, "data_in_frac_width": [0, 1]})
+    evaluator = evaluator_of(job_of(model, shape, seed, by="type"))
+    assert (first(evaluator.samples("val", None)[0]) > 6).float().mean() > 0.2
+    assert_as_alone(evaluator, evaluator.space.numbered(0, evaluator.space.size)[::5])
+
+
 def test_no_candidates_and_no_choice():
     seed = {"default": {"name": "integer", "data_in_width": 4, "weight_width": 4}}
     evaluator = evaluator_of(job_of(seeded_model(Chain), Chain.shape, seed))
