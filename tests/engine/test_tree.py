@@ -422,8 +422,9 @@ def test_a_ceiling_below_the_largest_number_of_the_format_behind_it(behind):
         torch.manual_seed(0)
         nn.init.normal_(first.weight, std=8)
         model = nn.Sequential(first, nn.ReLU6(), *rest).eval()
-    table = {"name": ["integer"], "weight_width": [6, 8], "weight_frac_width": [4], "data_in_width": [6]}
-    seed = dict.fromkeys(("linear", "conv2d"), {**table, "data_in_frac_width": [0, 1]})
+    table = {"name": ["integer"], "weight_width": [6, 8], "weight_frac_width": [4]}
+    table |= {"data_in_width": [6], "data_in_frac_width": [0, 1]}
+    seed = {"linear": table, "conv2d": table}
     evaluator = evaluator_of(job_of(model, shape, seed, by="type"))
     assert (first(evaluator.samples("val", None)[0]) > 6).float().mean() > 0.2
     assert_as_alone(evaluator, evaluator.space.numbered(0, evaluator.space.size)[::5])

@@ -1,7 +1,7 @@
 """Compiles ``kernels.cpp``, ``training.cpp`` and ``bits.cpp`` for this machine, once, and loads them with ctypes.
 
 Each library is kept in the user's cache directory (``folder.py``), under a name that depends on the source, the
-compiler and the processor. Compiling takes about a second. Everything runs on torch alone if there is no compiler,
+compiler and the processor. Compiling takes some seconds, once. Everything runs on torch alone if there is no compiler,
 if the compiled kernels do not give the same bits as ``plain.py``, or if ``BITFRONT_NATIVE=0``.
 """
 
