@@ -15,7 +15,7 @@ before       what ``surrogate`` measures before it begins (noise and margins of 
 
 Medians over runs, with the worst run of ``within 5`` at the end. Every seed gives the same run of ``surrogate`` and of
 ``sensitivities``: nothing in them is drawn at random here. How much of a result is luck is seen all the same: runs of
-``surrogate`` have the lengths of its kernel in ``LENGTHS``, among which none is better on average. Optuna's samplers
+``surrogate`` have the lengths of its kernel in ``LENGTHS``, of which none was seen to be better. Optuna's samplers
 and ``sensitivities`` (``baseline.py``) take part in the first comparison only. With ``--store`` results are kept in a
 folder, and a run that was ended goes on.
 """

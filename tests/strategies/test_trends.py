@@ -86,6 +86,14 @@ def test_places_do_not_depend_on_what_was_asked_before(monkeypatch: pytest.Monke
         used.changed(part)
 
 
+def test_a_float_model_that_is_always_wrong_has_places_too() -> None:
+    known = margins_of(4)
+    wrong = Margins(np.ones_like(known.base), known.effects, known.weights)
+    places = MarginTrend(wrong).places(some_options(4, 30))
+    assert np.isfinite(places).all()
+    assert places.min() < places.max() <= 1e-6
+
+
 def test_the_kernel_is_one() -> None:
     places = np.linspace(trends.LOWEST, trends.HIGHEST, 30)
     kernel = similarities(places, places)

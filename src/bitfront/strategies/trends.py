@@ -182,7 +182,9 @@ class MarginTrend:
         return result
 
     def _place(self, wrong: Floats) -> Floats:
-        along = np.arcsinh((wrong - self._least) / RESOLVED) / np.arcsinh((1.0 - self._least) / RESOLVED)
+        # Where the float model has all samples wrong, there is no extent.
+        extent = max(1.0 - self._least, RESOLVED)
+        along = np.arcsinh((wrong - self._least) / RESOLVED) / np.arcsinh(extent / RESOLVED)
         places: Floats = np.clip(along, LOWEST, HIGHEST)
         return places
 
