@@ -87,8 +87,9 @@ def test_places_do_not_depend_on_what_was_asked_before(monkeypatch: pytest.Monke
 
 
 def test_a_float_model_that_is_always_wrong_has_places_too() -> None:
-    known = margins_of(4)
-    wrong = Margins(np.ones_like(known.base), known.effects, known.weights)
+    known = margins_of(4, samples=32)
+    # Shares that add up to 1 exactly.
+    wrong = Margins(np.ones_like(known.base), known.effects, np.full(32, 1 / 32, np.float32))
     places = MarginTrend(wrong).places(some_options(4, 30))
     assert np.isfinite(places).all()
     assert places.min() < places.max() <= 1e-6
