@@ -12,13 +12,14 @@ from numpy.testing import assert_allclose
 
 from bitfront.pareto import hypervolume, non_dominated
 from bitfront.spaces.base import Branch, Choice, Group, Space
+from bitfront.spaces.margins import Margins
 from bitfront.strategies import anova
 from bitfront.strategies.anova import Columns, Effects, Scales, fitted
 from bitfront.strategies.base import History, Knowledge, Resolution
 from bitfront.strategies.gains import distances, gains, reference
 from bitfront.strategies.separable import front, minimum
 from bitfront.strategies.surrogate import Surrogate, SurrogateSettings
-from bitfront.strategies.trends import Margins, known_trends
+from bitfront.strategies.trends import known_trends
 from bitfront.testing.strategies import check_strategy, toy_space
 
 

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
+from bitfront.spaces.margins import Margins
 from bitfront.strategies import trends
-from bitfront.strategies.trends import Margins, MarginTrend, NoiseTrend, Trend, known_trends, prior, similarities
+from bitfront.strategies.trends import MarginTrend, NoiseTrend, Trend, known_trends, prior, similarities
 from properties import max_examples
 
 SIZES = (3, 1, 4)

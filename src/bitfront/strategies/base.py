@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from bitfront.config import Table
 from bitfront.spaces.base import Codes, Space
 from bitfront.spaces.index import Index, Keys
-from bitfront.strategies.trends import Margins
+from bitfront.spaces.margins import Margins
 
 if TYPE_CHECKING:
     from bitfront.tasks.base import TaskMetric

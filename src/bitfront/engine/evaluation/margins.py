@@ -23,8 +23,8 @@ from torch import Tensor
 from bitfront.engine.evaluation.fixed import FixedEvaluator
 from bitfront.kernels.losses import log_probability
 from bitfront.spaces.base import Codes
+from bitfront.spaces.margins import Margins
 from bitfront.spaces.quantize import QuantizationSpace
-from bitfront.strategies.trends import Margins
 
 Values = NDArray[np.float64]
 #: What all options together may take, in evaluations of a candidate; half of the layers are shared with another one.

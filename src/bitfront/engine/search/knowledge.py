@@ -23,8 +23,8 @@ from bitfront.engine.storage.store import Store
 from bitfront.errors import UserError, described
 from bitfront.objectives import Objectives
 from bitfront.spaces.base import Codes
+from bitfront.spaces.margins import Margins
 from bitfront.strategies.base import Knowledge, Resolution
-from bitfront.strategies.trends import Margins
 from bitfront.tasks.base import TaskMetric
 
 Values = NDArray[np.float64]

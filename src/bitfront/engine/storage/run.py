@@ -32,7 +32,7 @@ from bitfront.metrics.intervals import wilson
 from bitfront.objectives import Objective, Objectives
 from bitfront.pareto import non_dominated
 from bitfront.spaces.described import DescribedSpace
-from bitfront.strategies.trends import Margins
+from bitfront.spaces.margins import Margins
 
 if TYPE_CHECKING:
     import pandas
