@@ -13,11 +13,9 @@ up to float  the same after all evaluations, where accuracies above float count 
 before       what ``surrogate`` measures before it begins (noise and margins of all options) takes, in evaluations at
              their mean time; it counts as so many of its evaluations
 
-Medians over runs, with the worst run of ``within 5`` at the end. Every seed gives the same run of ``surrogate`` and of
-``sensitivities``: nothing in them is drawn at random here. How much of a result is luck is seen all the same: runs of
-``surrogate`` have the lengths of its kernel in ``LENGTHS``, of which none was seen to be better. Optuna's samplers
-and ``sensitivities`` (``baseline.py``) take part in the first comparison only. With ``--store`` results are kept in a
-folder, and a run that was ended goes on.
+Medians over runs, with the worst run of ``within 5`` at the end. Every seed gives the same run of ``sensitivities``
+(``baseline.py``), in which nothing is drawn at random. It and Optuna's samplers take part in the first comparison only.
+With ``--store`` results are kept in a folder, and a run that was ended goes on.
 """
 
 from __future__ import annotations
@@ -44,7 +42,6 @@ from bitfront.engine.evaluation.margins import margins
 from bitfront.engine.evaluation.sensitivity import sensitivities
 from bitfront.metrics.configured import configured_runner
 from bitfront.pareto import MARGIN, hypervolume, non_dominated
-from bitfront.strategies import trends
 from models import ResNet20
 
 STRATEGIES = ("surrogate", baseline.NAME, "evolution", "optuna:tpe", "optuna:nsgaii")
@@ -55,8 +52,6 @@ LONG, LONGER = ("surrogate", "evolution"), 400
 #: The question "at most 1 % worse" is asked after so many evaluations.
 ASKED = 120
 CHOICES = {"name": "affine", "weight_width": [2, 3, 4, 6, 8], "weight_granularity": "channel", "data_in_width": 8}
-#: The length of the kernel along trends in runs of ``surrogate``; that of a search is in the middle.
-LENGTHS = (0.2, 0.25, 0.3, 0.36, 0.42)
 METRICS = {"accuracy": "maximize", "average_bitwidth": "minimize"}
 
 
@@ -186,17 +181,6 @@ def compared(
     )
 
 
-def scattered(network: nn.Module, data: dict[str, Any], budget: int, drop: str | None, folder: Path) -> list[Any]:
-    """Runs of ``surrogate``, one per length of its kernel."""
-    runs, usual = [], trends.LENGTH
-    try:
-        for trends.LENGTH in LENGTHS:
-            runs += compared(network, data, ("surrogate",), 1, budget, drop, folder).runs
-    finally:
-        trends.LENGTH = usual
-    return runs
-
-
 def before_in_evaluations(network: nn.Module, data: dict[str, Any], seconds: float) -> float:
     """What the measurements before a search take, in evaluations."""
     space = "graph/quantize/mixed_precision_ptq"
@@ -217,11 +201,8 @@ def measured_network(
     x, y = data["val"]
     with torch.no_grad():
         of_float = float((network(x).argmax(1) == y).float().mean())
-    others, strictly = STRATEGIES[1:], CONSTRAINED[1:]
-    free = [*compared(network, data, others, seeds, budget, None, folder).runs]
-    strict = [*compared(network, data, strictly, seeds, budget, "<= 1 %", folder).runs]
-    free += scattered(network, data, budget, None, folder)
-    strict += scattered(network, data, budget, "<= 1 %", folder)
+    free = compared(network, data, STRATEGIES, seeds, budget, None, folder).runs
+    strict = compared(network, data, CONSTRAINED, seeds, budget, "<= 1 %", folder).runs
     long = compared(network, data, LONG, 1, longer, None, folder)
     every = np.concatenate([run.losses for run in (*free, *strict, *long.runs)])
     every = every[np.isfinite(every).all(axis=1)]

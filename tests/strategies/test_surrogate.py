@@ -203,9 +203,9 @@ def test_gains_are_differences_of_hypervolumes(objectives: int, seed: int) -> No
 # -- searches
 
 
-def search(space: Space, losses, knowledge: Knowledge, evaluations: int, violation=None):  # type: ignore[no-untyped-def]
+def search(space: Space, losses, knowledge: Knowledge, evaluations: int, violation=None, seed=0):  # type: ignore[no-untyped-def]
     """The history of a search with batches of the strategy."""
-    history, strategy = History(len(space.parameters), 2, space), Surrogate(space, 2, 0)
+    history, strategy = History(len(space.parameters), 2, space), Surrogate(space, 2, seed)
     strategy.knowledge = knowledge
     step = 0
     while len(history) < evaluations:
@@ -221,6 +221,15 @@ def wide_losses(codes: np.ndarray) -> np.ndarray:
     weight = 1.0 + np.arange(24) % 5
     error = (noise[codes] * weight).sum(axis=1)
     return np.stack([1.0 - np.exp(-error), codes.sum(axis=1).astype(float)], axis=1)
+
+
+def test_seeds_differ_where_nothing_is_drawn() -> None:
+    space = chain(24, 5)
+    noise = [np.array([0.3, 0.08, 0.02, 0.005, 0.001]) * (1.0 + g % 5) for g in range(24)]
+    known = Knowledge(costs={1: lambda codes: codes.sum(axis=1).astype(float)}, noise=noise)
+    runs = [search(space, wide_losses, known, 48, seed=seed).codes for seed in (0, 0, 1, 2)]
+    np.testing.assert_array_equal(runs[0], runs[1])
+    assert len({run.tobytes() for run in runs}) == 3
 
 
 @pytest.mark.long

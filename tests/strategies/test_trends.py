@@ -12,7 +12,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from bitfront.spaces.margins import Margins
 from bitfront.strategies import trends
-from bitfront.strategies.trends import MarginTrend, NoiseTrend, Trend, known_trends, prior, similarities
+from bitfront.strategies.trends import MarginTrend, NoiseTrend, Trend, known_trends, length_of, prior, similarities
 from properties import max_examples
 
 SIZES = (3, 1, 4)
@@ -96,9 +96,19 @@ def test_a_float_model_that_is_always_wrong_has_places_too() -> None:
     assert places.min() < places.max() <= 1e-6
 
 
-def test_the_kernel_is_one() -> None:
+def test_seeds_have_lengths_near_the_usual_one() -> None:
+    assert length_of(0) == trends.LENGTH
+    lengths = np.log([length_of(seed) / trends.LENGTH for seed in range(10)]) / np.log(trends.VARIED)
+    # None is twice there, and none is far from where ten evenly spread ones would be.
+    assert_allclose(np.sort(lengths), np.linspace(-0.9, 0.9, 10), atol=0.13)
+    assert np.diff(np.sort(lengths)).min() > 0.05
+    assert abs(np.log(length_of(2**63 - 1) / trends.LENGTH)) <= np.log(trends.VARIED)
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_the_kernel_is_one(seed: int) -> None:
     places = np.linspace(trends.LOWEST, trends.HIGHEST, 30)
-    kernel = similarities(places, places)
+    kernel = similarities(places, places, length_of(seed))
     assert_allclose(kernel, kernel.T)
     assert_allclose(np.diag(kernel), prior(places))
     assert np.linalg.eigvalsh(kernel).min() > -1e-9

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from bitfront.spaces.base import Codes, Space
 from bitfront.strategies.elimination import Solver, solve, solve_with_determinant
 from bitfront.strategies.trends import HIGHEST, LOWEST, Trend, prior, similarities
+from bitfront.strategies.trends import LENGTH as ALONG
 
 Floats = NDArray[np.float64]
 
@@ -111,6 +112,7 @@ class Scales:
         noise: variance of the noise, for standardised results.
         trends: what the function of each trend adds, shape (trends,).
         score: logarithm of likelihood times prior.
+        length: of the kernel along the trends; it is given, and not fitted.
     """
 
     columns: Floats
@@ -118,6 +120,7 @@ class Scales:
     noise: float
     trends: Floats
     score: float
+    length: float = ALONG
 
 
 def fitted(
@@ -126,6 +129,7 @@ def fitted(
     results: Floats,
     places: Sequence[Floats] = (),
     solver: Solver = solve_with_determinant,
+    length: float = ALONG,
 ) -> Scales:
     """The scales that explain results best: the maximum of likelihood times prior.
 
@@ -135,6 +139,7 @@ def fitted(
         results: one number per candidate, finite; they are standardised here.
         places: of the candidates on each trend, shape (candidates,).
         solver: of linear systems; it takes most of the time.
+        length: of the kernel along the trends.
     """
     values, count = columns.values(codes), columns.count
     target = standardised(results)[0]
@@ -143,7 +148,7 @@ def fitted(
     for i in range(count):
         similar[i] = columns.similarities(i, values[:, i], values[:, i])
     squares = similar * similar
-    trends = [similarities(p, p) for p in places]
+    trends = [similarities(p, p, length) for p in places]
     middle = np.concatenate(
         [np.full(count, -np.log(max(count, 1))), np.log([INTERACTION, NOISE, *[TREND] * len(trends)])]
     )
@@ -177,7 +182,7 @@ def fitted(
     bounds = list(zip(middle - BOUND * deviation, middle + BOUND * deviation, strict=True))
     found = minimize(negative, middle, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": STEPS})
     a = np.exp(found.x)
-    return Scales(a[:count], float(a[count]), float(a[count + 1]), a[count + 2 :], -float(found.fun))
+    return Scales(a[:count], float(a[count]), float(a[count + 1]), a[count + 2 :], -float(found.fun), length)
 
 
 def standardised(results: Floats) -> tuple[Floats, float, float]:
@@ -233,7 +238,7 @@ class Effects:
         # The function of each trend, at places along it.
         self._grid = np.linspace(LOWEST, HIGHEST, PLACES)
         self._along = [
-            scale * np.einsum("pk,k->p", similarities(self._grid, places), self._weights)
+            scale * np.einsum("pk,k->p", similarities(self._grid, places, scales.length), self._weights)
             for scale, places in zip(scales.trends, self._places, strict=True)
         ]
 
@@ -250,7 +255,7 @@ class Effects:
         first, squares = self._sums(options)
         kernel: Floats = CONSTANT + first + self.scales.interaction * (first * first - squares) / 2
         for trend, scale, places in zip(self._trends, self.scales.trends, self._places, strict=True):
-            kernel += scale * similarities(trend.places(options), places)
+            kernel += scale * similarities(trend.places(options), places, self.scales.length)
         return kernel
 
     def mean(self, options: Codes) -> Floats:
@@ -297,7 +302,7 @@ class Effects:
         prior = CONSTANT + first + self.scales.interaction * (first * first - squares) / 2
         for trend, scale in zip(self._trends, self.scales.trends, strict=True):
             places = trend.places(options)
-            prior += scale * similarities(places, places)
+            prior += scale * similarities(places, places, self.scales.length)
         kernel = self._kernel(options)
         result: Floats = self._spread**2 * (prior - kernel @ self._inverse @ kernel.T)
         return result

@@ -31,7 +31,7 @@ from bitfront.strategies.evolution import select
 from bitfront.strategies.gains import gains, reference
 from bitfront.strategies.prediction import PARTIAL, Link, Modelled, Prediction, cost_tables, front_rows, spread
 from bitfront.strategies.separable import front as separable_front
-from bitfront.strategies.trends import Trend, known_trends
+from bitfront.strategies.trends import LENGTH, Trend, known_trends, length_of
 
 if TYPE_CHECKING:
     from bitfront.tasks.base import TaskMetric
@@ -266,7 +266,9 @@ class Surrogate(Strategy):
             rows = _rows(history, length, SCALED)
             codes = history.codes[rows]
             responses = tuple(
-                most_likely(self._columns, codes, _finite(results[rows]), self._places(codes))
+                most_likely(
+                    self._columns, codes, _finite(results[rows]), self._places(codes), length=length_of(self.seed)
+                )
                 for _, results in self._outputs(history)
             )
             self._fitted = (length, responses)
@@ -274,7 +276,12 @@ class Surrogate(Strategy):
 
 
 def most_likely(
-    columns: Columns, codes: Codes, results: Floats, places: Sequence[Floats], solver: Solver = solve_with_determinant
+    columns: Columns,
+    codes: Codes,
+    results: Floats,
+    places: Sequence[Floats],
+    solver: Solver = solve_with_determinant,
+    length: float = LENGTH,
 ) -> Response:
     """The most likely model of results, among the ``OFFSETS``.
 
@@ -284,13 +291,14 @@ def most_likely(
         results: smaller is better, shape (candidates,), finite.
         places: of the candidates on each trend, shape (candidates,).
         solver: of linear systems.
+        length: of the kernel along the trends.
     """
     best: Response | None = None
     score = -np.inf
     for offset in OFFSETS:
         link = Link.of(results, offset)
         transformed = link.forward(results)
-        scales = fitted(columns, codes, transformed, places, solver)
+        scales = fitted(columns, codes, transformed, places, solver, length)
         # The density of the results themselves, not of their logarithms.
         density = scales.score + float(np.log(link.slope(results)).sum())
         density -= len(results) * float(np.log(max(transformed.std(), 1e-300)))
