@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,8 @@ from bitfront.checkpoints import load_checkpoint
 from bitfront.engine.storage import database
 from bitfront.engine.storage.run import UNCHECKED
 from bitfront.errors import RunError, UserError
+from bitfront.strategies.base import Strategy
+from bitfront.strategies.surrogate import Surrogate
 
 SPACE = {"linear": {"name": "integer", "data_in_width": [8], "weight_width": [2, 4, 8]}}
 METRICS = {"accuracy": "maximize", "average_bitwidth": "minimize"}
@@ -233,3 +236,27 @@ def test_a_pipe_in_the_place_of_weights_or_beside_them_is_not_read(folder):
     os.mkfifo(weights)
     with pytest.raises(UserError, match=r"searched.pt is a pipe or a device"):
         load_checkpoint(weights, network())
+
+
+def test_a_search_that_began_with_all_uniform_candidates_goes_on_as_it_began(tmp_path, monkeypatch):
+    """An earlier version evaluated all of them, and what surrogate proposes depends on what it has seen."""
+    widths = {"name": "integer", "data_in_width": [2, 4, 8], "weight_width": [2, 3, 4, 6, 8]}
+    torch.manual_seed(0)
+    model = nn.Sequential(*(m for _ in range(5) for m in (nn.Linear(6, 6), nn.ReLU())), nn.Linear(6, 3)).eval()
+
+    def codes(project, n_trials):
+        run = bf.search(
+            model=model, data=DATA, space={"linear": widths}, metrics=METRICS, strategy="surrogate",
+            n_trials=n_trials, project_dir=str(tmp_path), project=project,
+        )  # fmt: skip
+        return run.columns.code.tolist()
+
+    fewer = codes("now", 30)
+    with monkeypatch.context() as patch:
+        patch.setattr(Surrogate, "promising", Strategy.promising)
+        before = codes("before", 30)
+        assert codes("resumed", 20) == before[:20] != fewer[:20]
+    with closing(sqlite3.connect(tmp_path / "resumed" / "trials.sqlite")) as db, db:
+        db.execute("DELETE FROM meta WHERE key = 'uniform'")
+    assert codes("resumed", 30) == before
+    assert codes("now", 20) == fewer

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
+from functools import partial
+from operator import le
 
 import numpy as np
 import pytest
@@ -221,6 +224,30 @@ def wide_losses(codes: np.ndarray) -> np.ndarray:
     weight = 1.0 + np.arange(24) % 5
     error = (noise[codes] * weight).sum(axis=1)
     return np.stack([1.0 - np.exp(-error), codes.sum(axis=1).astype(float)], axis=1)
+
+
+@settings(max_examples=40)
+@given(st.integers(1, 4), st.integers(2, 5), st.integers(1, 2), st.integers(0, 10**6))
+def test_candidates_are_promising_if_no_other_one_beats_them(groups: int, size: int, costs: int, seed: int) -> None:
+    rng, space = np.random.default_rng(seed), chain(groups, size)
+    tables = [[rng.integers(0, 4, size).astype(float) for _ in range(groups)] for _ in range(1 + costs)]
+
+    def total(table: list[np.ndarray], codes: np.ndarray) -> np.ndarray:
+        return sum(of_group[space.options(codes)[:, g]] for g, of_group in enumerate(table))
+
+    strategy, codes = Surrogate(space, 1 + costs, 0), space.sample(20, rng)
+    assert strategy.promising(codes).all()
+    strategy.knowledge = Knowledge({1 + i: partial(total, table) for i, table in enumerate(tables[1:])})
+    assert strategy.promising(codes).all()
+    strategy.knowledge = replace(strategy.knowledge, noise=tables[0])
+    points = np.stack([total(table, codes) for table in tables], axis=1).tolist()
+    beaten = [any(all(map(le, o, p)) and o != p for o in points) for p in points]
+    kept = strategy.promising(codes)
+    assert not kept[beaten].any()
+    # Of equal ones one is enough.
+    assert {tuple(p) for p, k in zip(points, kept, strict=True) if k} == {
+        tuple(p) for p, b in zip(points, beaten, strict=True) if not b
+    }
 
 
 def test_seeds_differ_where_nothing_is_drawn() -> None:

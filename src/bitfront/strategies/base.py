@@ -316,6 +316,11 @@ class Strategy(ABC):
         An exception ends the search; evaluated candidates stay in the store.
         """
 
+    def promising(self, codes: Codes) -> NDArray[np.bool_]:
+        """Which of some uniform candidates, shape (candidates, parameters), are worth an evaluation before the strategy
+        is asked; shape (candidates,). It depends on its argument and on ``knowledge`` alone."""
+        return np.ones(len(codes), dtype=bool)
+
     def enough(self, history: History, initial: int) -> str:  # noqa: ARG002
         """Why no more candidates are worth their evaluation; empty: go on.
 

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from bitfront.pareto import non_dominated
 from bitfront.spaces.base import Codes, Space
 from bitfront.strategies import STRATEGIES
 from bitfront.strategies.anova import Columns, Effects, Scales, fitted
@@ -134,6 +135,18 @@ class Surrogate(Strategy):
         self._fitted: tuple[int, tuple[Response, ...]] = (0, ())
         # Another: its length → what it predicts.
         self._predictions: tuple[int, Prediction] | None = None
+
+    def promising(self, codes: Codes) -> NDArray[np.bool_]:
+        """Those that no other one beats both in noise and in all that is known in closed form; all if noise or costs
+        are unknown."""
+        noise, costs = self.knowledge.noise, self.knowledge.costs
+        if noise is None or not costs:
+            return super().promising(codes)
+        options = self.space.options(codes)
+        total = np.sum([of_group[options[:, g]] for g, of_group in enumerate(noise)], axis=0)
+        chosen = np.zeros(len(codes), dtype=bool)
+        chosen[non_dominated(np.column_stack([total, *(cost(codes) for cost in costs.values())]))] = True
+        return chosen
 
     def propose(self, history: History, n: int, rng: np.random.Generator) -> Codes:
         """Up to `n` candidates that are not in the history, the most promising first.

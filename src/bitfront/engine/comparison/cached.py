@@ -179,6 +179,10 @@ class TimedStrategy(Strategy):
         self._spent.append((self._evaluated(), self.seconds))
         return proposed
 
+    def promising(self, codes: Codes) -> NDArray[np.bool_]:
+        """Those of the strategy."""
+        return self._strategy.promising(codes)
+
     def enough(self, history: History, initial: int) -> str:
         """What the strategy says."""
         begin = time.perf_counter()

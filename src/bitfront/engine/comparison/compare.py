@@ -380,7 +380,7 @@ def _run(
     stopped = loop.run(
         space=plan.space,
         strategy=strategy,
-        initial=first_candidates(plan, starts),
+        initial=first_candidates(plan, starts, strategy),
         objectives=plan.objectives,
         store=trials,
         evaluator=cached,

@@ -47,6 +47,7 @@ from bitfront.events import Events
 from bitfront.files import shown, sweep, write_text
 from bitfront.learned_bits.course import Pace
 from bitfront.spaces.base import Codes
+from bitfront.strategies.base import Strategy
 from bitfront.tasks.base import Task
 
 #: The largest number of trials of the front that are measured on the test split.
@@ -361,15 +362,24 @@ def bounds(plan: Plan, reference: Mapping[str, float | None]) -> Feasibility:
         return Feasibility(plan.evaluator, tuple(c.resolved(reference) for c in plan.constraints))
 
 
-def first_candidates(plan: Plan, starts: Codes) -> Codes:
+def first_candidates(plan: Plan, starts: Codes, strategy: Strategy, store: Store | None = None) -> Codes:
     """The candidates that are evaluated before the strategy is asked, int64, shape (candidates, parameters).
 
     Args:
         plan: the plan.
         starts: candidates that fulfil the constraints best; uniform ones come after them.
+        strategy: knows which of these are promising.
+        store: of the trials, if they are stored. A version that evaluated all uniform candidates may have begun it, and
+            is followed: the proposals of a strategy depend on what it was given first.
     """
-    initial = np.concatenate([starts, plan.space.uniform()[:UNIFORM]])
-    return initial[:0] if plan.exhaustive else initial  # an exhaustive search evaluates all, in the space's order
+    uniform = plan.space.uniform()
+    if plan.exhaustive:
+        return uniform[:0]  # it evaluates all, in the space's order
+    if store is not None and store.meta("uniform") is None:
+        store.set_meta("uniform", "all" if len(store) else "promising")
+    if store is None or store.meta("uniform") == "promising":
+        uniform = uniform[strategy.promising(uniform)]
+    return np.concatenate([starts, uniform[:UNIFORM]])
 
 
 def _evaluate(
@@ -379,10 +389,11 @@ def _evaluate(
     if not plan.strategy.kind.trains_bits:
         keep_option_costs(plan.evaluator, store)
     reference, noise = store.meta("summary")["reference"], plan.strategy.kind.uses_noise
+    strategy = plan.make_strategy(knowledge(plan, bounds, reference, store, noise=noise, replays=len(store) > 0))
     reason = loop.run(
         space=plan.space,
-        strategy=plan.make_strategy(knowledge(plan, bounds, reference, store, noise=noise, replays=len(store) > 0)),
-        initial=first_candidates(plan, starts),
+        strategy=strategy,
+        initial=first_candidates(plan, starts, strategy, store),
         objectives=plan.objectives,
         store=store,
         evaluator=dispatcher,
