@@ -6,6 +6,9 @@ and to treat what is out of range, and of learned bits per element with a short 
 roundings of inputs; the front first, then others from the cheapest to the dearest. Each is exported to each target. The
 judge of the target runs the files on ``SAMPLES`` samples (rtl: 1,000); smaller data sets are repeated with noise.
 
+``rtl`` writes adders for every position of an image, millions for 28 × 28. So its networks are the MLP on jets, and
+three on digits of 8 × 8: with convolutions alone, and the residual and the depthwise one.
+
 Members come in an order that is drawn once, all networks and ways in turns. Targets whose judge takes minutes are last,
 and get as many members of this order as there is time for (``--minutes``). What is done is in ``--folder`` at once, and
 a second call goes on from there.
@@ -39,7 +42,7 @@ from typing import Any, get_args
 import numpy as np
 import torch
 from common import ROOT, parser, report
-from granularity import CASES, Case, in_float, searched
+from granularity import CASES, Case, Depthwise, Plain, Residual, digits, drawn, in_float, searched
 from torch import Tensor, nn
 
 import bitfront as bf
@@ -64,6 +67,15 @@ QUICK = ("c", "onnx", "qdq")
 #: Seconds of an export.
 PATIENCE = 600
 NETWORKS = ("jets", "digits", "residual", "depthwise")
+#: Networks for 8 × 8 pixels.
+SMALL: Mapping[str, Case] = {
+    "small plain": Case("digits, convolutions", drawn(Plain), Plain.by_integers, digits, 40, 36),
+    "small residual": Case("digits, residual", drawn(Residual), Residual.by_integers, digits, 40, 36),
+    "small depthwise": Case("digits, depthwise", drawn(Depthwise), Depthwise.by_integers, digits, 40, 36),
+}
+#: Networks of a target; of all others they are NETWORKS.
+NETWORKS_OF: Mapping[str, Sequence[str]] = {"rtl": ("jets", *SMALL)}
+EVERY: Mapping[str, Case] = {**{name: CASES[name] for name in NETWORKS}, **SMALL}
 
 Row = dict[str, Any]
 
@@ -103,7 +115,7 @@ def space(model: nn.Module, signed: bool, rounding: str, overflow: str) -> dict[
 @functools.cache
 def prepared(network: str, quick: bool) -> tuple[Dataset, nn.Module, Tensor]:
     """(data, the trained network with its batch norms folded, samples to compare on)."""
-    case = CASES[network]
+    case = EVERY[network]
     data = case.data()
     sample = data.x["train"][:2]
     model = folded(capture(in_float(case, data, quick), sample), sample).graph.model.eval()
@@ -121,7 +133,7 @@ def many(data: Dataset, count: int) -> Tensor:
 
 def runs(network: str, folder: Path, quick: bool) -> Iterator[tuple[str, bf.Run]]:
     """(way to search, run): a search per layer for each rounding and overflow, and learned bits for each rounding."""
-    case: Case = CASES[network]
+    case = EVERY[network]
     data, model, _ = prepared(network, quick)
     layers = {"name": "evolution", "setup": {"n_trials": 4 if quick else 20}}
     ways = list(itertools.product(get_args(Rounding), get_args(Overflow)))
@@ -150,7 +162,7 @@ def members(run: bf.Run, count: int) -> list[int]:
     return [*front, *(others[i] for i in dict.fromkeys(spread))]
 
 
-def drawn(networks: Sequence[str], folder: Path, quick: bool) -> list[Member]:
+def members_of(networks: Sequence[str], folder: Path, quick: bool) -> list[Member]:
     """All members, networks and ways in turns, each in an order of its own that is drawn."""
     groups: dict[tuple[str, str], list[Member]] = {}
     for network in networks:
@@ -170,7 +182,7 @@ def candidate(member: Member, quick: bool) -> Candidate:
     data, model, _ = prepared(member.network, quick)
     rebuilt = candidate_of(Path(member.run), member.number, data=data, model=model)
     evaluator, code = rebuilt.evaluator, rebuilt.code
-    name = f"net_{member.network}_{member.number}"
+    name = f"net_{member.network.replace(' ', '_')}_{member.number}"
     return Candidate(name, evaluator.space.graph, evaluator.formats(code), evaluator.model(code, bake=True))
 
 
@@ -222,6 +234,8 @@ def rows_of(done: Sequence[Row], there: Mapping[tuple[str, str], int]) -> list[R
     for target in dict.fromkeys(one["target"] for one in done):
         of_target = [one for one in done if one["target"] == target]
         for group in there:
+            if group[0] not in NETWORKS_OF.get(target, NETWORKS):
+                continue
             here = [one for one in of_target if (one["network"], one["way"]) == group]
             exported = [one for one in here if one["samples"]]
             samples = sum(one["samples"] for one in exported)
@@ -250,14 +264,16 @@ def rows_of(done: Sequence[Row], there: Mapping[tuple[str, str], int]) -> list[R
     return rows
 
 
-def measured(chosen: Sequence[Member], targets: Sequence[str], folder: Path, minutes: float, quick: bool) -> list[Row]:
-    """What each target makes of the members, as far as there is time; with what an earlier call has done."""
+def measured(
+    chosen: Mapping[str, Sequence[Member]], targets: Sequence[str], folder: Path, minutes: float, quick: bool
+) -> list[Row]:
+    """What each target makes of its members, as far as there is time; with what an earlier call has done."""
     kept = folder / "done.jsonl"
     done: list[Row] = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
     known = {(one["target"], one["run"], one["number"]) for one in done}
     last = time.monotonic() + 60 * minutes
-    groups = [[t for t in targets if t not in SLOW], [t for t in targets if t in SLOW]]
-    for some, member in ((some, member) for some in groups for member in chosen):
+    groups = [[t for t in targets if t not in SLOW], *([t] for t in targets if t in SLOW)]
+    for some, member in ((group, member) for group in groups if group for member in chosen[group[0]]):
         waiting = [t for t in some if (t, Path(member.run).parent.name, member.number) not in known]
         if not waiting or time.monotonic() > last:
             continue
@@ -281,22 +297,25 @@ def main() -> None:
     """Search, export, compare."""
     options = parser(__doc__ or "")
     options.add_argument("--target", choices=TARGETS.names(), action="append", help="only this one")
-    options.add_argument("--network", choices=NETWORKS, action="append", help="only this one")
+    options.add_argument("--network", choices=list(EVERY), action="append", help="only this one")
     options.add_argument("--folder", type=Path, help="what is done is kept there; default: build/deploy")
     options.add_argument("--minutes", type=float, default=600.0, help="no export begins after so many")
     given = options.parse_args()
-    networks = given.network or (NETWORKS[1:2] if given.quick else NETWORKS)
+    only = given.network or (NETWORKS[1:2] if given.quick else list(EVERY))
     targets = given.target or (QUICK if given.quick else TARGETS.names())
     begin = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
         folder = given.folder or (Path(scratch) if given.quick else ROOT / "build" / "deploy")
         folder.mkdir(parents=True, exist_ok=True)
-        chosen = drawn(networks, folder, given.quick)
+        chosen: dict[str, list[Member]] = {}
+        for networks in {NETWORKS_OF.get(target, NETWORKS) for target in targets}:
+            found = members_of([network for network in networks if network in only], folder, given.quick)
+            chosen |= {target: found for target in targets if NETWORKS_OF.get(target, NETWORKS) == networks}
         left = given.minutes - (time.monotonic() - begin) / 60
         done = measured(chosen, targets, folder, left, given.quick)
-    there = Counter((member.network, member.way) for member in chosen)
-    groups = sorted(there, key=lambda group: (NETWORKS.index(group[0]), group[1]))
-    summary: dict[str, float] = {"members": len(chosen)}
+    there = Counter((member.network, member.way) for member in {m for these in chosen.values() for m in these})
+    groups = sorted(there, key=lambda group: (list(EVERY).index(group[0]), group[1]))
+    summary: dict[str, float] = {"members": max(map(len, chosen.values()))}
     for target in targets:
         of_target = [one for one in done if one["target"] == target]
         if any(one["samples"] for one in of_target):
