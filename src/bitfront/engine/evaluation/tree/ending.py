@@ -2,12 +2,12 @@
 
 Compiled scores are those of a classification: all states of a part go through one call of a kernel. Other tasks get the
 outputs of one state after the other, as one call of the deployed model gives them. Outputs themselves are only kept of
-a few samples (``Answers``).
+a few samples (``output_itself``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -20,14 +20,12 @@ from bitfront.engine.evaluation.tree import activations
 from bitfront.engine.evaluation.tree.activations import BatchedActivations, Ints
 from bitfront.engine.evaluation.tree.execution import Value, batched
 from bitfront.kernels.losses import Outputs
-from bitfront.scoring import chunk_results
-from bitfront.tasks.base import Task
 
 T = TypeVar("T")
 #: (numbers of some final states, their losses, their numbers of correct answers).
 Scored = tuple[Ints, Tensor, Tensor]
-#: Number of a final state → its results per sample, as ``Task.results`` gives them.
-Measured = dict[int, Mapping[str, Tensor]]
+#: Number of a final state → by name, something with a row for each sample.
+Rows = dict[int, Mapping[str, Tensor]]
 
 
 class Ending(Protocol[T]):
@@ -88,49 +86,34 @@ class CompiledScores:
 
 
 @dataclass(frozen=True)
-class TaskResults:
-    """Results per sample of a task.
+class PerSample:
+    """Something of each sample, for one state after the other.
 
     Attributes:
-        task: of the samples.
-        outputs: what the model's outputs are.
+        of_output: (the output of one state, the targets) → by name, something with a row for each sample.
     """
 
-    task: Task
-    outputs: Outputs
+    of_output: Callable[[object, Tensor], Mapping[str, Tensor]]
 
-    def of(self, value: Value, y: Tensor) -> Measured:
-        """The results of each state. Raises EvaluationError where outputs do not fit the targets."""
-        measured: Measured = {}
+    def of(self, value: Value, y: Tensor) -> Rows:
+        """That of each state. Raises what ``of_output`` raises."""
+        rows: Rows = {}
         for position, state in enumerate(value.states.tolist()):
             output = value.tensor(position) if isinstance(value, BatchedActivations) else value.values[position]
-            measured[state] = chunk_results(self.task, output, y, self.outputs)
-        return measured
+            rows[state] = self.of_output(output, y)
+        return rows
 
-    def joined(self, parts: Sequence[list[Measured]]) -> list[Measured]:
-        """The results of all samples, in their order."""
-        sets = [{state: found for measured in part for state, found in measured.items()} for part in parts]
+    def joined(self, parts: Sequence[list[Rows]]) -> list[Rows]:
+        """That of all samples, in their order."""
+        sets = [{state: found for rows in part for state, found in rows.items()} for part in parts]
         return [
             {state: {name: torch.cat([of[state][name] for of in sets]) for name in found} for state, found in first}
             for first in [sets[0].items()]
         ]
 
 
-@dataclass(frozen=True)
-class Answers:
-    """The outputs themselves."""
-
-    def of(self, value: Value, y: Tensor) -> dict[int, Tensor]:  # noqa: ARG002
-        """The output of each state, on the CPU. Raises TypeError where it is no tensor."""
-        answers = {}
-        for position, state in enumerate(value.states.tolist()):
-            output = value.tensor(position) if isinstance(value, BatchedActivations) else value.values[position]
-            if not isinstance(output, Tensor):
-                raise TypeError(f"the model returns a {type(output).__name__}, and not one tensor")
-            answers[state] = output.float().cpu().clone()
-        return answers
-
-    def joined(self, parts: Sequence[list[dict[int, Tensor]]]) -> list[dict[int, Tensor]]:
-        """The outputs of all samples, in their order."""
-        sets = [{state: output for answers in part for state, output in answers.items()} for part in parts]
-        return [{state: torch.cat([of[state] for of in sets]) for state in sets[0]}]
+def output_itself(output: object, y: Tensor) -> dict[str, Tensor]:  # noqa: ARG001
+    """The output, float32, on the CPU. Raises TypeError where it is no tensor."""
+    if not isinstance(output, Tensor):
+        raise TypeError(f"the model returns a {type(output).__name__}, and not one tensor")
+    return {"output": output.float().cpu().clone()}

@@ -23,13 +23,13 @@ from torch import Tensor
 
 from bitfront.engine.evaluation.tree.activations import Ints
 from bitfront.engine.evaluation.tree.convolution import Convolutions
-from bitfront.engine.evaluation.tree.ending import Answers, CompiledScores, Ending, TaskResults
+from bitfront.engine.evaluation.tree.ending import CompiledScores, Ending, PerSample, output_itself
 from bitfront.engine.evaluation.tree.execution import Pass
 from bitfront.engine.evaluation.tree.products import Products
 from bitfront.engine.evaluation.tree.program import Program
 from bitfront.engine.evaluation.tree.schedule import Schedule, sorted_order
 from bitfront.graph import Graph
-from bitfront.scoring import TaskEvaluation, evaluation_of
+from bitfront.scoring import TaskEvaluation, chunk_results, evaluation_of
 from bitfront.spaces.base import Codes
 from bitfront.tasks.base import Task, as_results
 
@@ -143,22 +143,29 @@ class TreeScorer:
             TypeError: the model does not return one tensor.
         """
         schedule = Schedule(self.program, options)
-        parts: list[list[Tensor]] = [[] for _ in range(schedule.states[self.program.output].count)]
-        for chunk in self._chunks(schedule, x, torch.zeros(len(x), dtype=torch.int32), Answers()):
-            for state, output in {s: found for answers in chunk for s, found in answers.items()}.items():
-                parts[state].append(output)
-        return torch.stack([torch.cat(parts[state]) for state in schedule.final_states.tolist()])
+        parts = self._per_sample(schedule, x, torch.zeros(len(x), dtype=torch.int32), PerSample(output_itself))
+        of_states = [torch.cat([rows["output"] for rows in of_state]) for of_state in parts]
+        return torch.stack([of_states[state] for state in schedule.final_states.tolist()])
 
     def _measured(self, options: Codes, x: Tensor, y: Tensor, task: Task) -> list[TaskEvaluation]:
         schedule = Schedule(self.program, options)
-        parts: list[list[Mapping[str, Tensor]]] = [[] for _ in range(schedule.states[self.program.output].count)]
-        for chunk in self._chunks(schedule, x, y, TaskResults(task, self.program.graph.outputs)):
-            for state, results in {s: found for measured in chunk for s, found in measured.items()}.items():
-                parts[state].append(results)
-        size = sum(t.numel() * t.element_size() for results in parts[0] for t in results.values())
+        results = PerSample(lambda output, targets: chunk_results(task, output, targets, self.program.graph.outputs))
+        parts = self._per_sample(schedule, x, y, results)
+        size = sum(t.numel() * t.element_size() for rows in parts[0] for t in rows.values())
         self._together = max(1, RESULT_BYTES // max(1, size))
         evaluations = [evaluation_of(task, as_results(part)) for part in parts]
         return [evaluations[state] for state in schedule.final_states.tolist()]
+
+    def _per_sample(
+        self, schedule: Schedule, x: Tensor, y: Tensor, ending: PerSample
+    ) -> list[list[Mapping[str, Tensor]]]:
+        """Per final state what the ending makes of it, chunk by chunk."""
+        parts: list[list[Mapping[str, Tensor]]] = [[] for _ in range(schedule.states[self.program.output].count)]
+        for chunk in self._chunks(schedule, x, y, ending):
+            # A state that two pieces need was computed by both.
+            for state, rows in {state: rows for piece in chunk for state, rows in piece.items()}.items():
+                parts[state].append(rows)
+        return parts
 
     def _chunks(self, schedule: Schedule, x: Tensor, y: Tensor, ending: Ending[T]) -> Iterator[list[T]]:
         """What the ending makes of all final states, for one chunk of samples after the other. A state may be in
