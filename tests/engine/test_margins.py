@@ -11,7 +11,7 @@ from torch import nn
 from bitfront.engine.evaluation import margins as of_margins
 from bitfront.engine.evaluation.fixed import FixedEvaluator
 from bitfront.engine.evaluation.interface import EvaluationJob
-from bitfront.engine.evaluation.margins import margins
+from bitfront.engine.evaluation.margins import evaluations, margins
 from bitfront.engine.evaluation.sensitivity import sensitivities
 from bitfront.engine.search.knowledge import noise_and_margins
 from bitfront.engine.storage.store import Store
@@ -89,11 +89,15 @@ def test_few_samples_stand_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_none_where_there_is_nothing_to_choose_or_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
     one = evaluator_of(network(), choices={"name": ["affine"], "weight_width": [4], "data_in_width": [8]})
     assert margins(one, sensitivities(one)) is None
+    assert evaluations(one, sensitivities(one)) == 0
     evaluator = evaluator_of(network())
     noise = sensitivities(evaluator)
     assert margins(evaluator, noise) is not None
+    # Half a dozen options at each of two sites, on all samples, with half of the network for each.
+    assert evaluations(evaluator, noise) == pytest.approx(6, abs=1)
     monkeypatch.setattr(of_margins, "EVALUATIONS", 1)  # a hundred samples for a dozen options
     assert margins(evaluator, noise) is None
+    assert evaluations(evaluator, noise) == 0
 
 
 def test_they_are_measured_once_and_not_for_trials_without_them(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,13 +106,15 @@ def test_they_are_measured_once_and_not_for_trials_without_them(tmp_path, monkey
     stores = [
         Store.open(tmp_path / f"{i}.sqlite", evaluator.metrics, parameters, {}, evaluator.space.keys) for i in (0, 1)
     ]
-    noise, first = noise_and_margins(evaluator, stores[0], replays=False)
+    said: list[float] = []
+    noise, first = noise_and_margins(evaluator, stores[0], replays=False, begins=said.append)
     assert noise is not None
     assert first is not None
-    assert noise_and_margins(evaluator, stores[1], replays=True)[1] is None
+    assert noise_and_margins(evaluator, stores[1], replays=True, begins=said.append)[1] is None
     monkeypatch.setattr(of_margins, "margins", None)  # nothing is measured from now on
     monkeypatch.setattr("bitfront.engine.search.knowledge.margins", None)
-    again = noise_and_margins(evaluator, stores[0], replays=True)[1]
+    again = noise_and_margins(evaluator, stores[0], replays=True, begins=said.append)[1]
+    assert said == [evaluations(evaluator, noise)]
     assert again is not None
     np.testing.assert_array_equal(again.base, first.base)
     assert noise_and_margins(evaluator, stores[1], replays=False)[1] is None

@@ -57,14 +57,10 @@ def margins(evaluator: FixedEvaluator, noise: Sequence[Values]) -> Margins | Non
     Raises:
         RuntimeError, TypeError: the outputs are not of shape (samples, classes), or the model fails.
     """
-    of_accuracy, number_of_options = evaluator.accuracy_samples, sum(len(options) for options in noise)
-    if not evaluator.job.task.classifies or of_accuracy is None or number_of_options == len(noise):
+    number, of_accuracy = _number(evaluator, noise), evaluator.accuracy_samples
+    if not number or of_accuracy is None:
         return None
     x, y = evaluator.samples(of_accuracy.split, of_accuracy.number)
-    affordable = int(EVALUATIONS / SHARED * len(y) / number_of_options)
-    number = min(len(y), MOST, affordable, KEPT // (CLASSES * number_of_options))
-    if number < LEAST:
-        return None
     one_by_one, alone = _alone(evaluator)
     labels = y.cpu().numpy()
     nearest = _nearest(one_by_one, alone[:1], x, labels)
@@ -82,6 +78,26 @@ def margins(evaluator: FixedEvaluator, noise: Sequence[Values]) -> Margins | Non
     found = np.ascontiguousarray(found.transpose(0, 2, 1))
     ends = np.cumsum([len(options) for options in noise])[:-1]
     return Margins(found[0], tuple(np.split(found[1:] - found[0], ends)), weights)
+
+
+def evaluations(evaluator: FixedEvaluator, noise: Sequence[Values]) -> float:
+    """About how many evaluations of a candidate ``margins`` takes; 0 where it gives None at once. Same arguments."""
+    number, of_accuracy = _number(evaluator, noise), evaluator.accuracy_samples
+    if not number or of_accuracy is None:
+        return 0.0
+    samples = len(evaluator.samples(of_accuracy.split, of_accuracy.number)[1])
+    return SHARED * sum(map(len, noise)) * number / samples
+
+
+def _number(evaluator: FixedEvaluator, noise: Sequence[Values]) -> int:
+    """How many samples are looked at; 0 for no margins. Arguments as for ``margins``."""
+    of_accuracy, number_of_options = evaluator.accuracy_samples, sum(len(options) for options in noise)
+    if not evaluator.job.task.classifies or of_accuracy is None or number_of_options == len(noise):
+        return 0
+    samples = len(evaluator.samples(of_accuracy.split, of_accuracy.number)[1])
+    affordable = int(EVALUATIONS / SHARED * samples / number_of_options)
+    number = min(samples, MOST, affordable, KEPT // (CLASSES * number_of_options))
+    return number if number >= LEAST else 0
 
 
 def _nearest(

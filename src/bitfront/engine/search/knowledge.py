@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from bitfront.engine.evaluation.fixed import FixedEvaluator
 from bitfront.engine.evaluation.interface import Evaluator
-from bitfront.engine.evaluation.margins import margins
+from bitfront.engine.evaluation.margins import evaluations, margins
 from bitfront.engine.evaluation.sensitivity import sensitivities
 from bitfront.engine.planning.feasibility import Feasibility
 from bitfront.engine.planning.plan import Plan
@@ -72,7 +72,7 @@ def knowledge(
 
 
 def noise_and_margins(
-    evaluator: Evaluator, store: Store, *, replays: bool
+    evaluator: Evaluator, store: Store, *, replays: bool, begins: Callable[[float], None] = lambda _: None
 ) -> tuple[list[Values] | None, Margins | None]:
     """(per group the noise of each option, what options do to margins); None where the space is not of formats alone,
     where torch cannot differentiate the model, and where there are no margins.
@@ -83,6 +83,7 @@ def noise_and_margins(
         evaluator, store: as of the plan, and as for ``knowledge``.
         replays: whether trials of earlier sessions are proposed again. Those of an earlier version were proposed
             without margins.
+        begins: called before margins are measured, with about how many evaluations of a candidate that takes.
     """
     if not isinstance(evaluator, FixedEvaluator):
         return None, None
@@ -98,6 +99,8 @@ def noise_and_margins(
     noise = [np.array(values) for values in kept]
     found = store.meta("margins")
     if found is None:
+        if not replays:
+            begins(evaluations(evaluator, noise))
         found = {"none": "of an earlier version"} if replays else _measured_margins(evaluator, noise)
         store.set_meta("margins", found)
     return noise, Margins.from_json(found)

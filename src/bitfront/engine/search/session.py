@@ -52,7 +52,7 @@ from bitfront.tasks.base import Task
 
 #: The largest number of trials of the front that are measured on the test split.
 TESTED = 100
-#: Measurements before a search are said if they take longer than this.
+#: Measurements before a search are said if they take longer than about so much.
 SAID_SECONDS = 10.0
 #: The largest number of uniform candidates that are evaluated before the strategy is asked.
 UNIFORM = 64
@@ -199,11 +199,16 @@ def _searched(
         dispatcher.use(plan.evaluator)
         verify_workers(dispatcher, events)
         if plan.strategy.kind.uses_noise:
+
+            def begins(evaluations: float) -> None:
+                if (seconds := evaluations * known.each) > SAID_SECONDS:
+                    events.note(
+                        f"about {seconds:.0f} s go into measuring every option alone, before the first candidate; that "
+                        "saves evaluations"
+                    )
+
             # The search uses them; here their time is not taken for that of candidates.
-            before = time.perf_counter()
-            noise_and_margins(plan.evaluator, store, replays=resumed > 0)
-            if (took := time.perf_counter() - before) > SAID_SECONDS:
-                events.note(f"{took:.0f} s were spent on measuring every option alone, which saves evaluations")
+            noise_and_margins(plan.evaluator, store, replays=resumed > 0, begins=begins)
         events.expected(expected_seconds(plan, known, left, checked))
     if resumed:
         events.note(f"{resumed:,} trials are known from earlier sessions")
