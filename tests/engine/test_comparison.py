@@ -1,6 +1,7 @@
 """Comparisons of strategies: runs are those of searches, every candidate is paid for once, numbers are what they say."""
 
 import math
+import time
 
 import numpy as np
 import pytest
@@ -261,6 +262,20 @@ def test_seconds_are_those_of_the_strategy_and_of_evaluating(known):
         assert run.seconds == pytest.approx(run.asking + np.cumsum(run.evaluating))
         assert (np.diff(run.seconds) > 0).all()
         assert 0 < run.asking[0] <= run.asking[-1] <= run.asked
+
+
+def test_what_a_strategy_measures_beforehand_is_its_time(given, tmp_path, monkeypatch):
+    def slowly(*_):
+        time.sleep(0.3)
+        return {"none": "here"}
+
+    monkeypatch.setattr("bitfront.engine.search.knowledge._measured_margins", slowly)
+    for _ in range(2):  # the second time it is known
+        comparison = compare(given, tmp_path, strategies=["surrogate"], seeds=2, n_trials=10)
+        for run in comparison.runs:
+            assert run.asking[0] > 0.3
+            assert run.asked >= run.asking[-1]
+        monkeypatch.setattr("bitfront.engine.search.knowledge._measured_margins", None)
 
 
 def test_without_the_truth_all_is_relative_to_the_best_known(given, tmp_path):

@@ -62,6 +62,7 @@ class Knowledge:
         margins: what each option alone does to the outputs for some samples of a classification. None: unknown.
         resolution: the resolution of the samples near some candidates with results, int64, shape (candidates,
             parameters), which are evaluated once more for that. None: unknown.
+        seconds: what measuring noise and margins took, when it was done.
     """
 
     costs: Mapping[int, Callable[[Codes], NDArray[np.float64]]] = field(default_factory=dict)
@@ -72,6 +73,7 @@ class Knowledge:
     noise: Sequence[NDArray[np.float64]] | None = None
     margins: Margins | None = None
     resolution: Callable[[Codes], Resolution] | None = None
+    seconds: float = 0.0
 
 
 class History:

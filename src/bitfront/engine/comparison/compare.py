@@ -376,6 +376,8 @@ def _run(
     already; they count as time of its first candidate."""
     timeout = plan.settings.strategy.setup.timeout
     trials = InMemoryTrials(plan.evaluator.metrics)
+    # Each run would have measured that, too.
+    before = known.seconds if plan.strategy.kind.uses_noise else 0.0
     strategy = TimedStrategy(lambda: plan.make_strategy(known, seed), trials.__len__)
     stopped = loop.run(
         space=plan.space,
@@ -387,7 +389,7 @@ def _run(
         limits=loop.Limits(
             plan.n_trials,
             # Brute force shows the truth, whatever it takes.
-            None if _whole(plan) or timeout is None else timeout - spent,
+            None if _whole(plan) or timeout is None else timeout - spent - before,
             # A candidate that another run has paid for costs the same again.
             lambda: strategy.seconds + trials.seconds,
         ),
@@ -404,9 +406,9 @@ def _run(
         seed=seed,
         codes=codes,
         losses=_losses(plan, limits, values, complete),
-        asking=strategy.asked(len(codes)),
+        asking=before + strategy.asked(len(codes)),
         evaluating=seconds,
-        asked=strategy.seconds,
+        asked=before + strategy.seconds,
         proposals=strategy.proposals,
         repeats=strategy.repeats,
         failed=int((~complete).sum()),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -30,6 +31,8 @@ from bitfront.tasks.base import TaskMetric
 Values = NDArray[np.float64]
 #: Random candidates for which sums over the sites are compared with the metric.
 COMPARED = 64
+#: Where a store has what measuring took.
+SECONDS = "seconds_of_options"
 #: Options of all groups together, at most, whose costs are kept in a run folder.
 MOST_OPTIONS = 20_000
 
@@ -68,6 +71,7 @@ def knowledge(
         noise=of_options,
         margins=of_samples,
         resolution=None if evaluator.accuracy_samples is None else partial(_resolution, plan, store),
+        seconds=sum(store.meta(SECONDS) or ()) if noise else 0.0,
     )
 
 
@@ -87,7 +91,7 @@ def noise_and_margins(
     """
     if not isinstance(evaluator, FixedEvaluator):
         return None, None
-    kept = store.meta("noise")
+    begin, kept, found = time.perf_counter(), store.meta("noise"), store.meta("margins")
     if kept is None:
         try:
             kept = [values.tolist() for values in sensitivities(evaluator)]
@@ -97,12 +101,12 @@ def noise_and_margins(
     if isinstance(kept, dict):
         return None, None
     noise = [np.array(values) for values in kept]
-    found = store.meta("margins")
     if found is None:
         if not replays:
             begins(evaluations(evaluator, noise))
         found = {"none": "of an earlier version"} if replays else _measured_margins(evaluator, noise)
         store.set_meta("margins", found)
+        store.set_meta(SECONDS, [*(store.meta(SECONDS) or ()), time.perf_counter() - begin])
     return noise, Margins.from_json(found)
 
 
