@@ -116,6 +116,18 @@ def test_sums_that_a_float32_cannot_hold_are_cut_as_there():
     np.testing.assert_array_equal(oracle.as_floats(program.result, oracle.run(program, x.numpy())), expected)
 
 
+@pytest.mark.parametrize("pool", [nn.AdaptiveAvgPool2d(1), nn.MaxPool2d(1), nn.AvgPool2d(1)])
+def test_pools_of_one_value_are_that_value(pool):
+    """Also where a sum of several would have more bits than a float32."""
+    graph = _graph(nn.Conv2d(16, 4, 2), nn.ReLU(), pool, nn.Flatten(), nn.Linear(4, 3), shape=(16, 2, 2))
+    wide = {"data_in": Integer(16, 12), "weight": Integer(16, 14), "bias": Integer(16, 14)}
+    program = lowered(graph, {"_0": wide, "_4": LAYER})
+    x = 4 * torch.randn(200, 16, 2, 2, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = quantize(graph, {"_0": wide, "_4": LAYER})(x).numpy()
+    np.testing.assert_array_equal(oracle.as_floats(program.result, oracle.run(program, x.numpy())), expected)
+
+
 def test_an_input_that_is_moved_before_its_first_format():
     graph = _graph(nn.Flatten(), nn.Linear(4, 3), shape=(2, 2))
     program = lowered(graph, {"_1": LAYER})

@@ -355,6 +355,8 @@ class _Reader(Walker):
         ends = [(w - 1) * s + span for w, s, span in zip(wanted, stride, spans, strict=True)]
         after = tuple(max(p, e - size - p) for p, e, size in zip(padding, ends, sizes, strict=True))
         window = Window(kernel, stride, padding, after, dilation)
+        if math.prod((*kernel, *stride)) == 1 and not any((*padding, *after)):
+            return number  # of one value each, such as a mean over what has one position
         if kind == "largest":
             return self.build.alike(Pool((number,), "largest", window), x)
         if x.floats:
