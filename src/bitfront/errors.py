@@ -193,6 +193,13 @@ def one_of(allowed: Iterable[object]) -> str:
     return "allowed: " + ", ".join(str(item) for item in allowed)
 
 
+def first_few(names: Iterable[str], most: int) -> str:
+    """``"a, b and 3 more"``: the first `most` of some names, and how many others there are."""
+    names = list(names)
+    others = len(names) - most
+    return ", ".join(names[:most]) + (f" and {others:,} more" if others > 0 else "")
+
+
 def require(module: str, extra: str, purpose: str, *, arguments: Sequence[str] = ()) -> ModuleType:
     """Import an optional dependency.
 

@@ -271,6 +271,13 @@ def test_train_alone_gives_all_three():
     check_dataset(from_splits({"train": blobs()}))
 
 
+def test_of_a_thousand_classes_that_are_missing_a_few_are_named():
+    x, y = blobs(classes=2)
+    names = [f"c{i}" for i in range(1000)]
+    data = from_splits({"train": (x, y), "val": (x + 1, y), "test": (x - 1, y)}, class_names=names)
+    assert data.notes == ("no training sample of class " + ", ".join(names[2:14]) + " and 986 more",)
+
+
 def test_the_callers_array_stays_the_callers():
     x, y = blobs(90)
     splits = {"train": (x[:50], y[:50]), "val": (x[50:70], y[50:70]), "test": (x[70:], y[70:])}

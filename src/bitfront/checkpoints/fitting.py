@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from bitfront.checkpoints.pickled import RESAVE, Array, Placeholder, resave_lines
-from bitfront.errors import CheckpointError
+from bitfront.errors import CheckpointError, first_few
 
 LoadType = Literal["pt", "pl"]
 StateDict = dict[str, Tensor]
@@ -154,7 +154,7 @@ def _not_tensors(others: Mapping[str, object], path: Path, load_type: LoadType) 
     model = next((name for name, value in others.items() if name in containers and isinstance(value, Placeholder)), "")
     advice = resave_lines(path, f"model = torch.load({{}}, weights_only=False)[{model!r}]") if model else RESAVE
     return CheckpointError(
-        f"{path} is not a state dict: not everything in it is a tensor: {shortened(listed)}. "
+        f"{path} is not a state dict: not everything in it is a tensor: {first_few(listed, LISTED)}. "
         f"Weights are looked for at the top and under {', '.join(map(repr, containers))}. {advice}"
     )
 
@@ -210,8 +210,8 @@ def _prefix(entries: Mapping[str, Tensor], expected: Mapping[str, Tensor], path:
             return usual
     if len(leading) > 1 and best[0] == len(expected):
         raise CheckpointError(
-            f"{path} holds {len(leading)} sets of weights that fit the model, under {shortened(leading)}; save the "
-            "one you want in a separate file, as a plain state dict"
+            f"{path} holds {len(leading)} sets of weights that fit the model, under {first_few(leading, LISTED)}; save "
+            "the one you want in a separate file, as a plain state dict"
         )
     return leading[0]
 
@@ -235,7 +235,7 @@ def _misfits(entries: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> l
         ],
         "in the file with values that are no plain numbers": [f"{key} ({word})" for key, word in unusual.items()],
     }
-    return [f"  {len(keys)} {what}: {shortened(keys)}" for what, keys in groups.items() if keys]
+    return [f"  {len(keys)} {what}: {first_few(keys, LISTED)}" for what, keys in groups.items() if keys]
 
 
 def _unusual(tensor: Tensor, expected: Tensor) -> str:
@@ -267,9 +267,3 @@ def _converted(tensor: Tensor, expected: Tensor, key: str, path: Path) -> Tensor
             "which the model has; convert it before saving"
         )
     return converted
-
-
-def shortened(items: list[str]) -> str:
-    """``"a, b and 3 more"``."""
-    more = len(items) - LISTED
-    return ", ".join(items[:LISTED]) + (f" and {more} more" if more > 0 else "")

@@ -26,7 +26,10 @@ from bitfront.data.packing import PackedInput, packed
 from bitfront.data.raw import Array, ArrayLike, array_name
 from bitfront.data.splitting import SHARES, refuse_training_rows, row_hashes, split_name, stratified_split
 from bitfront.data.targets import CLASSES, Targets, targets_named, token_ids, with_features
-from bitfront.errors import DataError
+from bitfront.errors import DataError, first_few
+
+#: Classes that a message names; there may be a thousand.
+NAMED = 12
 
 
 @dataclass(frozen=True)
@@ -292,10 +295,10 @@ def _absent_classes(y: Mapping[Split, Array], class_names: Sequence[str], allowe
     absent = [name for name, count in zip(class_names, counts, strict=True) if count == 0]
     if absent and not allowed:
         raise DataError(
-            f"the train split has no sample of class {', '.join(absent)}, yet the labels go up to "
+            f"the train split has no sample of class {first_few(absent, NAMED)}, yet the labels go up to "
             f"{len(class_names) - 1}; number the classes from 0 without gaps, or give class_names"
         )
-    return [f"no training sample of class {', '.join(absent)}"] if absent else []
+    return [f"no training sample of class {first_few(absent, NAMED)}"] if absent else []
 
 
 def _sizes(y: Mapping[Split, Array]) -> str:

@@ -19,6 +19,7 @@ from rich.text import Text
 
 from bitfront.constraints import fulfilled, total
 from bitfront.engine.storage.records import SMALL, shares
+from bitfront.errors import first_few
 from bitfront.metrics.intervals import SIGNIFICANT
 from bitfront.operations import DATA_OUT
 from bitfront.spaces.base import counted
@@ -286,8 +287,7 @@ def compared(run: Run) -> list[str]:
             )
     near = [f"{c.number} from {c.above} (p = {c.p_above:.2g})" for c in others if c.p_above >= SIGNIFICANT]
     if near:
-        more = f" and {len(near) - 5} more" if len(near) > 5 else ""
-        lines.append(f"neighbours that these samples do not tell apart: {', '.join(near[:5])}{more}")
+        lines.append(f"neighbours that these samples do not tell apart: {first_few(near, 5)}")
     return lines
 
 

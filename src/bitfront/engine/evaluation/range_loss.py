@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from bitfront.errors import first_few
 from bitfront.formats.base import Format, Operand, all_finite
 from bitfront.graph import Site
 
@@ -95,8 +96,7 @@ def remarks(losses: RangeLosses) -> list[str]:
             shown = [
                 f"{operand} of {site} as {label}"
                 + {"saturated": f" ({-share:.0%})", "wrapped": f" ({-share:.2g} of them)"}.get(kind, "")
-                for share, site, operand, label in worst[:NAMED]
+                for share, site, operand, label in worst
             ]
-            more = f" and {len(worst) - NAMED} more" if len(worst) > NAMED else ""
-            lines.append(f"{text}: {', '.join(shown)}{more}")
+            lines.append(f"{text}: {first_few(shown, NAMED)}")
     return lines

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from bitfront.config import Config
 from bitfront.data.base import Dataset
 from bitfront.engine.evaluation.interface import EvaluationJob, Evaluator
@@ -11,6 +9,7 @@ from bitfront.engine.planning.coverage import in_float
 from bitfront.engine.planning.inputs import library_note
 from bitfront.engine.planning.runners import Runners, size_notes
 from bitfront.engine.planning.training import configured_training
+from bitfront.errors import first_few
 from bitfront.graph import Graph
 from bitfront.graph.capture import parameter
 from bitfront.graph.memory import stored_tensors
@@ -77,7 +76,7 @@ def folding_notes(config: Config, changed: Folded | None, *, trains: bool) -> li
         return [what] if config.search.fold_batch_norm else []
     notes = []
     if changed.into:
-        pairs = _some([f"{norm} into {layer}" for norm, layer in changed.into.items()])
+        pairs = first_few([f"{norm} into {layer}" for norm, layer in changed.into.items()], NAMED)
         training = "; where candidates are trained, they are trained without them" if trains else ""
         notes.append(
             f"batch norms are folded into the layers before them, and this network is searched and deployed: {pairs}"
@@ -86,15 +85,9 @@ def folding_notes(config: Config, changed: Folded | None, *, trains: bool) -> li
     for why in dict.fromkeys(changed.kept.values()):
         paths = [path for path, reason in changed.kept.items() if reason == why]
         one = f"the batch norm {paths[0]} is not folded, and stays in float"
-        many = f"{len(paths)} batch norms are not folded, and stay in float ({_some(paths)})"
+        many = f"{len(paths)} batch norms are not folded, and stay in float ({first_few(paths, NAMED)})"
         notes.append(f"{one if len(paths) == 1 else many}: {why}")
     return notes or ["fold_batch_norm = true has no effect: the model has no batch norm"]
-
-
-def _some(names: Sequence[str]) -> str:
-    """The first few of some names, and how many more there are."""
-    more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
-    return f"{', '.join(names[:NAMED])}{more}"
 
 
 def ending_note(graph: Graph, task: Task) -> str:
