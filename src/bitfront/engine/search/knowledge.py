@@ -71,7 +71,7 @@ def knowledge(
         noise=of_options,
         margins=of_samples,
         resolution=None if evaluator.accuracy_samples is None else partial(_resolution, plan, store),
-        seconds=sum(store.meta(SECONDS) or ()) if noise else 0.0,
+        seconds=(store.meta(SECONDS) or 0.0) if noise else 0.0,
     )
 
 
@@ -106,7 +106,7 @@ def noise_and_margins(
             begins(evaluations(evaluator, noise))
         found = {"none": "of an earlier version"} if replays else _measured_margins(evaluator, noise)
         store.set_meta("margins", found)
-        store.set_meta(SECONDS, [*(store.meta(SECONDS) or ()), time.perf_counter() - begin])
+        store.set_meta(SECONDS, time.perf_counter() - begin)
     return noise, Margins.from_json(found)
 
 
