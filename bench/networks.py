@@ -10,10 +10,14 @@ up to float  the same after all evaluations, where accuracies above float count 
              1,000 images is mostly chance
 1 % worse    bits of the smallest network that is at most 1 point below float, after 120 evaluations of a search with
              that constraint, over the fewest that any run found
+unseen       the share for the same fronts by their accuracies on 2,200 images that no search has seen; 1 is what is
+             best there of the fronts of all runs
+luck         points by which a front is closer to float on the images of the search than on unseen ones, mean of its
+             members; ``at 400`` is that of the long run
 before       what ``surrogate`` measures before it begins (noise and margins of all options) takes, in evaluations at
              their mean time; it counts as so many of its evaluations
 
-Medians over runs, with the worst run of ``within 5`` at the end. Every seed gives the same run of ``sensitivities``
+Medians over runs, with the worst run of ``within 5`` in ``worst``. Every seed gives the same run of ``sensitivities``
 (``baseline.py``), in which nothing is drawn at random. It and Optuna's samplers take part in the first comparison only.
 With ``--store`` results are kept in a folder, and a run that was ended goes on.
 """
@@ -168,7 +172,7 @@ def compared(
     conditions = {"constraints": {"accuracy_drop": drop}} if drop else {}
     return bf.compare(
         model=network,
-        data=data,
+        data={split: data[split] for split in ("train", "val", "test")},
         space=dict.fromkeys(("conv2d", "linear"), CHOICES),
         metrics=METRICS,
         strategies=list(strategies),
@@ -181,13 +185,18 @@ def compared(
     )
 
 
-def before_in_evaluations(network: nn.Module, data: dict[str, Any], seconds: float) -> float:
-    """What the measurements before a search take, in evaluations."""
+def evaluator_of(network: nn.Module, data: dict[str, Any], split: str) -> FixedEvaluator:
+    """An evaluator of the candidates of a comparison, on one split of the data."""
     space = "graph/quantize/mixed_precision_ptq"
     choices = {op: {k: v if isinstance(v, list) else [v] for k, v in CHOICES.items()} for op in ("conv2d", "linear")}
-    x, runners = data["train"][0], (configured_runner("basic_evaluation"),)
-    job = EvaluationJob(network, x[:2], space, "type", choices, runners, {"val": data["val"]}, x[:512])
-    evaluator = FixedEvaluator(job)
+    x, runners = data["train"][0], tuple(configured_runner(r) for r in ("basic_evaluation", "average_bitwidth"))
+    job = EvaluationJob(network, x[:2], space, "type", choices, runners, {"val": data[split]}, x[:512])
+    return FixedEvaluator(job)
+
+
+def before_in_evaluations(network: nn.Module, data: dict[str, Any], seconds: float) -> float:
+    """What the measurements before a search take, in evaluations."""
+    evaluator = evaluator_of(network, data, "val")
     evaluator.formats(evaluator.space.numbered(0, 1)[0])
     begin = time.perf_counter()
     margins(evaluator, sensitivities(evaluator))
@@ -214,6 +223,9 @@ def measured_network(
     fewest = every[every[:, 0] <= -(of_float - 0.01) + 1e-9, 1].min()
     seconds = statistics.median(float(np.median(run.evaluating)) for run in free)
     first = before_in_evaluations(network, data, seconds)
+    counts = [len(run.losses) - (round(first) if run.strategy == "surrogate" else 0) for run in free]
+    every_run, counts = [*free, *long.runs], counts + [longer] * len(long.runs)
+    unseen, luck = on_unseen(network, data, every_run, counts, limit, point[1])
     for strategy in STRATEGIES:
         before = round(first) if strategy == "surrogate" else 0
         runs = [run for run in free if run.strategy == strategy]
@@ -224,6 +236,8 @@ def measured_network(
         if strategy == baseline.NAME:
             asked = runs
         bits = [_fewest(run.losses[: ASKED - before], of_float) for run in asked]
+        rows = [i for i, run in enumerate(free) if run.strategy == strategy]
+        long_rows = [len(free) + i for i, run in enumerate(long.runs) if run.strategy == strategy]
         yield {
             "network": name,
             "strategy": strategy,
@@ -231,6 +245,9 @@ def measured_network(
             **{f"within 5 @{n}": statistics.median(of_seeds) for n, of_seeds in shares.items()},
             "worst": min(list(shares.values())[-1]) if shares else None,
             "up to float": statistics.median(hypervolume(losses, point) / most for losses in capped),
+            "unseen": statistics.median(unseen[i] for i in rows),
+            "luck": _median([luck[i] for i in rows]),
+            f"luck @{longer}": _median([luck[i] for i in long_rows]),
             "1 % worse": statistics.median(bits) / fewest if bits else None,
             "bits": statistics.median(bits) if bits else None,
             "fewest": float(fewest),
@@ -238,6 +255,60 @@ def measured_network(
             "proposal ms": 1000 * statistics.median(float(r.asking[-1]) / len(r.losses) for r in runs),
             "before": first if strategy == "surrogate" else None,
         }
+
+
+def on_unseen(
+    network: nn.Module, data: dict[str, Any], runs: Sequence[Any], counts: Sequence[int], limit: float, bits: float
+) -> tuple[list[float], list[float | None]]:
+    """What the fronts of runs are worth on images that no search has seen.
+
+    Args:
+        network: the network.
+        data: with the split ``unseen``.
+        runs: of all strategies.
+        counts: per run after how many evaluations its front is taken.
+        limit: the largest loss of accuracy that counts, on the images of the search.
+        bits: the largest number of bits that counts.
+
+    Returns:
+        Per run the share of the hypervolume of all fronts together, within 5 points of float on unseen images; and by
+        how many points its members are closer to float on the images of the search, None where there is no member.
+    """
+    here, there = evaluator_of(network, data, "val"), evaluator_of(network, data, "unseen")
+    of_float = [
+        e.float_evaluator().evaluate(np.zeros((1, 0), dtype=np.int64)).values["accuracy"][0] for e in (here, there)
+    ]
+    fronts = [_front(run, limit, count) for run, count in zip(runs, counts, strict=True)]
+    every, place = np.unique(np.concatenate([codes for codes, _ in fronts]), axis=0, return_inverse=True)
+    below = (of_float[1] - there.evaluate(every).values["accuracy"])[place.ravel()]
+    of_runs = np.split(below, np.cumsum([len(codes) for codes, _ in fronts])[:-1])
+    results = [np.column_stack([b, losses[:, 1]]) for b, (_, losses) in zip(of_runs, fronts, strict=True)]
+    point = np.array([0.05, bits])
+    volumes = [hypervolume(_inside(found, point), point) for found in [*results, np.concatenate(results)]]
+    luck = [
+        100 * float(np.mean(b - (of_float[0] + losses[:, 0]))) if len(b) else None
+        for b, (_, losses) in zip(of_runs, fronts, strict=True)
+    ]
+    return [volume / volumes[-1] if volumes[-1] > 0 else 0.0 for volume in volumes[:-1]], luck
+
+
+def _front(run: Any, limit: float, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """(codes, losses) of the front of a run after `count` evaluations, of what is within 5 points of float."""
+    losses = np.nan_to_num(run.losses[:count], nan=np.inf)
+    rows = np.flatnonzero(losses[:, 0] <= limit)
+    rows = rows[non_dominated(losses[rows])]
+    return run.codes[rows], losses[rows]
+
+
+def _inside(losses: np.ndarray, point: np.ndarray) -> np.ndarray:
+    """The front of the results that a reference point counts."""
+    losses = losses[(losses < point).all(axis=1)]
+    return losses[non_dominated(losses)]
+
+
+def _median(values: Sequence[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return statistics.median(known) if known else None
 
 
 def _shares(runs: Sequence[Any], point: np.ndarray, count: int) -> list[float]:
@@ -271,6 +342,7 @@ def main() -> None:
         "train": splits["train"],
         "val": tuple(t[few] for t in splits["test"]),
         "test": splits["val"],
+        "unseen": tuple(torch.cat([a, b[1000:]]) for a, b in zip(splits["val"], splits["test"], strict=True)),
     }
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
