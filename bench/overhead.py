@@ -66,7 +66,7 @@ clocked(bitfront.api, "make_plan", "capture")  # the data is within it
 clocked(session, "trained_model", "weights")
 clocked(session.checkpoints, "save_checkpoint", "weights")
 clocked(loop, "run", "search")
-clocked(session.front, "test", "test")
+clocked(session.front, "measure_on_test", "test")
 clocked(session, "write_results", "report")
 clocked(tables, "best_trials", "report")
 clocked(tables, "summary", "report")

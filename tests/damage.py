@@ -184,7 +184,7 @@ def read_run(folder: Path) -> str:
     return digest(
         own.number, own.packed, *own.metrics.values(), own.complete, own.errors, own.duration, run.reference,
         run.reference_test, run.test_results, run.stopped, run.kinds, run.units, run.sides, run.samples, run.constraints,
-        run.compared, run.finetuned, run.config.effective(), [t.config for t in run.front], run.objectives.names,
+        run.compared, run.optimism, run.finetuned, run.config.effective(), [t.config for t in run.front], run.objectives.names,
     )  # fmt: skip
 
 

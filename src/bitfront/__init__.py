@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from bitfront.engine.planning.plan import Plan
     from bitfront.engine.rebuild import Transformed, transform_config, transform_trial
     from bitfront.engine.search.weights import Trained, test, train
-    from bitfront.engine.storage.records import Finetuned, InFloat, PairedComparison
+    from bitfront.engine.storage.records import Finetuned, InFloat, Optimism, PairedComparison
     from bitfront.engine.storage.run import Run
     from bitfront.engine.storage.trial import FromPython, Trial, Trials
     from bitfront.engine.storage.trials import TrialColumns
@@ -111,6 +111,7 @@ _HOMES = {
     "load_dataset": "bitfront.data.loading",
     "non_dominated": "bitfront.pareto",
     "Objectives": "bitfront.objectives",
+    "Optimism": "bitfront.engine.storage.records",
     "PairedComparison": "bitfront.engine.storage.records",
     "plan": "bitfront.api",
     "Plan": "bitfront.engine.planning.plan",
@@ -157,6 +158,7 @@ __all__ = [
     "Graph",
     "InFloat",
     "Objectives",
+    "Optimism",
     "PairedComparison",
     "Plan",
     "Report",

@@ -14,7 +14,7 @@ from bitfront.report import data, explanation, figures
 from bitfront.report.grid import COLOURS, CellGrid, readable
 from bitfront.report.importance import Importance
 from bitfront.report.learned import LearnedFront, rows_of
-from bitfront.report.tables import compared, constrained, number, reasons
+from bitfront.report.tables import compared, constrained, number, optimistic, reasons
 from bitfront.spaces.base import counted
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def summary(run: Run) -> tuple[dict[str, str], list[str]]:
         "run folder": str(run.folder),
     }
     facts["undefined"] = ", ".join(f"{m} has no value in {n:,} trials" for m, n in data.undefined(run).items())
-    remarks = [*compared(run), *(f"{m} is {kind}: {why}" for m, (kind, why) in reasons(run).items())]
+    remarks = [*compared(run), *optimistic(run), *(f"{m} is {kind}: {why}" for m, (kind, why) in reasons(run).items())]
     remarks += [text] if (text := run.in_float.text) else []
     remarks += [constrained(run)] if run.constraints else []
     remarks += [note for note in run.notes if note == UNCHECKED]

@@ -248,6 +248,7 @@ def remarks(run: Run) -> list[str]:
         lines.append(f"  ... and {len(run.front_rows) - len(shown):,} more of the front in {run.folder / 'best.json'}")
     lines.append("")
     lines += compared(run)
+    lines += optimistic(run)
     lines += [f"{name} is {kind}: {why}" for name, (kind, why) in reasons(run).items()]
     lines += [text] if (text := run.in_float.text) else []
     if run.constraints:
@@ -289,6 +290,28 @@ def compared(run: Run) -> list[str]:
     if near:
         lines.append(f"neighbours that these samples do not tell apart: {first_few(near, 5)}")
     return lines
+
+
+def optimistic(run: Run) -> list[str]:
+    """By how much the front looks better on the samples of the search than on the test split, where that is more than
+    chance explains."""
+    found = run.optimism
+    if found is None or found.interval[0] <= 0:
+        return []
+    unit = "points" if run.qualities[run.leading].share else "%"
+    low, high = (f"{end:.2g}" for end in found.interval)
+    trials = f"mean of {found.members} trials" if found.members > 1 else "one trial"
+    return [
+        f"the front looks {found.value:.2g} {unit} better than it is ({trials}; 95 % interval {low} to {high}): "
+        f"compared with the float model, its {run.leading} is {_worse(found.tested, unit)} on the test split, and "
+        f"{_worse(found.searched, unit)} on the samples of the search. A search also picks what its samples favour by "
+        "chance; more samples help"
+    ]
+
+
+def _worse(by: float, unit: str) -> str:
+    """How much worse than another value a metric is."""
+    return f"{abs(by):.2g} {unit} {'worse' if by >= 0 else 'better'}"
 
 
 def reasons(run: Run) -> dict[str, tuple[str, str]]:
@@ -454,6 +477,7 @@ def as_json(run: Run) -> dict[str, Any]:
         "kinds": {name: kind for name, (kind, _) in run.kinds.items()},
         "constraints": [c.text for c in run.constraints],
         "compared": [vars(c) for c in run.compared],
+        "optimism": None if run.optimism is None else vars(run.optimism),
         "front": [
             {
                 "number": t.number,

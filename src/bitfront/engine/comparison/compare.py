@@ -35,15 +35,9 @@ from bitfront.engine.planning.plan import Plan
 from bitfront.engine.planning.probe import seconds_per_candidate
 from bitfront.engine.search import loop
 from bitfront.engine.search.checking import check_scores, verified_plan, verify_workers
+from bitfront.engine.search.front import TESTED
 from bitfront.engine.search.knowledge import knowledge
-from bitfront.engine.search.session import (
-    TESTED,
-    bounds,
-    first_candidates,
-    float_metrics,
-    open_dispatcher,
-    with_samples,
-)
+from bitfront.engine.search.session import bounds, first_candidates, float_metrics, open_dispatcher, with_samples
 from bitfront.engine.search.weights import trained_model
 from bitfront.engine.storage import store as stores
 from bitfront.engine.storage.store import Store

@@ -18,26 +18,25 @@ from bitfront import checkpoints, tomlfile
 from bitfront.config import Config
 from bitfront.data.loading import is_path
 from bitfront.engine.evaluation.dispatch import Dispatcher
-from bitfront.engine.evaluation.interface import ONLY_CODE
 from bitfront.engine.evaluation.memory import Memory
 from bitfront.engine.evaluation.range_loss import remarks
-from bitfront.engine.planning.coverage import float_shares, in_float
+from bitfront.engine.planning.coverage import in_float
 from bitfront.engine.planning.feasibility import Feasibility, check
 from bitfront.engine.planning.inputs import weights_fingerprint
 from bitfront.engine.planning.learning import target_of
 from bitfront.engine.planning.pacing import described, measured_schedule, pacemaker
 from bitfront.engine.planning.plan import Plan
 from bitfront.engine.planning.probe import Timing, expected_seconds, timing
-from bitfront.engine.search import loop
+from bitfront.engine.search import front, loop
 from bitfront.engine.search.chance import at_chance
 from bitfront.engine.search.checking import check_front, verified_plan, verify_workers
 from bitfront.engine.search.finetuning import chosen, finetune, settings_of
 from bitfront.engine.search.knowledge import keep_option_costs, knowledge, noise_and_margins
-from bitfront.engine.search.paired import compare, compare_results, enough_samples, intervals
+from bitfront.engine.search.paired import enough_samples
 from bitfront.engine.search.weights import source_of_weights, trained_model
 from bitfront.engine.storage import learned
 from bitfront.engine.storage import store as stores
-from bitfront.engine.storage.folder import SHARED, STORE, TRACKING, WEIGHTS, trial_weights
+from bitfront.engine.storage.folder import SHARED, STORE, TRACKING, WEIGHTS
 from bitfront.engine.storage.inflight import InFlight, key_of
 from bitfront.engine.storage.results import write_results
 from bitfront.engine.storage.run import Run
@@ -50,8 +49,6 @@ from bitfront.spaces.base import Codes
 from bitfront.strategies.base import Strategy
 from bitfront.tasks.base import Task
 
-#: The largest number of trials of the front that are measured on the test split.
-TESTED = 100
 #: Measurements before a search are said if they take longer than about so much.
 SAID_SECONDS = 10.0
 #: The largest number of uniform candidates that are evaluated before the strategy is asked.
@@ -129,11 +126,11 @@ def _search(plan: Plan, folder: Path, restart: bool, events: Events) -> Run:
             if chance := at_chance(plan, run):
                 events.note(chance)
                 lost.append(chance)
-            _keep_front(plan, run)
-            check_front(plan, run, run.front_rows[:TESTED].tolist())
-            _test_front(plan, store, run)
-            _compare_front(plan, store, run)
-            _share_front(plan, store, run)
+            front.keep_weights(plan, run)
+            check_front(plan, run, front.rows_of(run).tolist())
+            front.measure_on_test(plan, store, run)
+            front.compare_with_samples(plan, store, run)
+            front.share_in_float(plan, store, run)
             _finetune(plan, store, run, events)
         memory.write()
         if memory.trouble:
@@ -412,62 +409,6 @@ def _evaluate(
     for remark in [*dispatcher.remarks, *lost]:
         events.note(remark)
     return reason, lost
-
-
-def _keep_front(plan: Plan, run: Run) -> None:
-    """Store the weights of the front, if candidates are trained. Weights in a file are not trained again."""
-    for row in run.front_rows[:TESTED].tolist():
-        code = run.columns.codes([row])[0]
-        path = trial_weights(run.folder, int(run.columns.number[row]))
-        plan.evaluator.recall(code, {m: float(v[row]) for m, v in run.columns.metrics.items()}, path)
-        plan.evaluator.keep(code, path)
-
-
-def _test_front(plan: Plan, store: Store, run: Run) -> None:
-    """Measure the front and the float model on the test split, each once, however often the search is resumed."""
-    if "test" not in plan.dataset.splits or plan.evaluator.job.task.leading.name not in plan.evaluator.metrics:
-        return
-    evaluator = plan.evaluator.with_splits({"test": plan.dataset.split("test")})
-    if store.meta("reference_test") is None:
-        scores = evaluator.float_evaluator().scores(np.zeros((1, 0), dtype=np.int64), "test", None)
-        store.set_meta("reference_test", {name: float(found[0]) for name, found in scores.of_task.items()})
-    known = store.test_results()
-    rows = [r for r in run.front_rows[:TESTED] if int(run.columns.number[r]) not in known]
-    if rows:
-        measured = evaluator.scores(run.columns.codes(rows), "test", None).of_task
-        store.add_test_results(
-            {
-                int(run.columns.number[row]): {name: float(found[i]) for name, found in measured.items()}
-                for i, row in enumerate(rows)
-            }
-        )
-
-
-def _compare_front(plan: Plan, store: Store, run: Run) -> None:
-    """Compare the trials of the front with each other, on the samples of the search."""
-    samples, rows = plan.evaluator.accuracy_samples, run.front_rows[:TESTED]
-    task, numbers = plan.evaluator.job.task, run.columns.number[rows].tolist()
-    if samples is not None and not task.classifies:
-        found = plan.evaluator.results(run.columns.codes(rows), samples.split, samples.number)
-        known = [(number, results) for number, results in zip(numbers, found, strict=True) if results is not None]
-        store.set_meta("compared", [vars(c) for c in compare_results(task, known)])
-        (reference,) = plan.evaluator.float_evaluator().results(ONLY_CODE[None], samples.split, samples.number)
-        named = [(str(number), results) for number, results in known]
-        named += [] if reference is None else [("float", reference)]
-        store.set_meta("intervals", {name: intervals(task, results) for name, results in named})
-        return
-    if samples is None or len(rows) < 2:
-        store.set_meta("compared", [])
-        return
-    answers = plan.evaluator.answers(run.columns.codes(rows), samples.split, 0, samples.number)
-    store.set_meta("compared", [vars(c) for c in compare(numbers, answers)])
-
-
-def _share_front(plan: Plan, store: Store, run: Run) -> None:
-    """Store what the trials of the front leave in float."""
-    rows = run.front_rows[:TESTED]
-    found = float_shares(plan.evaluator, run.columns.codes(rows)).tolist() if len(rows) else []
-    store.set_meta("float_shares", dict(zip(run.columns.number[rows].tolist(), found, strict=True)))
 
 
 def _finetune(plan: Plan, store: Store, run: Run, events: Events) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from bitfront.metrics.intervals import Z95
+
 #: How the reason begins for which a search ended, if its strategy has ended it.
 ENOUGH = "nothing to gain"
 
@@ -24,6 +26,34 @@ class PairedComparison:
     above: int | None
     p_above: float
     p_best: float
+
+
+@dataclass(frozen=True)
+class Optimism:
+    """By how much the front looks better on the samples of its search than on the test split, in the metric that leads.
+
+    Attributes:
+        members: number of trials of the front that were tested.
+        searched: by how much they are worse than the float model on the samples of the search, on average: percentage
+            points, or per cent of the float model's value where the metric is no share. Less than 0: better.
+        tested: the same on the test split.
+        error: the standard error of the difference of both.
+    """
+
+    members: int
+    searched: float
+    tested: float
+    error: float
+
+    @property
+    def value(self) -> float:
+        """The optimism: how much worse the front is on the test split than it looked."""
+        return self.tested - self.searched
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Its 95 % interval."""
+        return self.value - Z95 * self.error, self.value + Z95 * self.error
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from bitfront.constraints import Constraint, fulfilled, parse_constraint
 from bitfront.engine.storage import store as stores
 from bitfront.engine.storage.database import REMEDY
 from bitfront.engine.storage.folder import STORE
-from bitfront.engine.storage.records import Finetuned, InFloat, OptionCosts, PairedComparison, Quality
+from bitfront.engine.storage.records import Finetuned, InFloat, Optimism, OptionCosts, PairedComparison, Quality
 from bitfront.engine.storage.store import Store
 from bitfront.engine.storage.trial import NOTHING, FromPython, Trial, Trials
 from bitfront.engine.storage.trials import TrialColumns
@@ -74,6 +74,8 @@ class Run:
         stopped: why the search ended; empty while it runs.
         constraints: what every trial of the front fulfils. Bounds relative to the float model are resolved.
         compared: paired comparisons of the trials of the front, the most accurate first.
+        optimism: by how much the front looks better on the samples of the search than on the test split; None where
+            that was not measured.
         finetuned: trial number → the result of fine-tuning.
         in_float: what stays in float in every candidate.
         float_shares: number of a trial of the front → the shares of the weights and of the multiply-accumulates that
@@ -107,6 +109,7 @@ class Run:
     stopped: str
     constraints: tuple[Constraint, ...] = ()
     compared: tuple[PairedComparison, ...] = ()
+    optimism: Optimism | None = None
     finetuned: Mapping[int, Finetuned] = field(default_factory=dict)
     in_float: InFloat = field(default_factory=InFloat)
     float_shares: Mapping[int, tuple[float, float]] = field(default_factory=dict)
@@ -165,6 +168,7 @@ class Run:
             stopped=store.meta("stopped") or "",
             constraints=tuple(Constraint(**c) for c in summary.get("constraints", ())),
             compared=tuple(PairedComparison(**c) for c in store.meta("compared") or ()),
+            optimism=Optimism(**found) if (found := store.meta("optimism")) else None,
             finetuned={f["number"]: Finetuned(**f) for f in (store.meta("finetuned") or {}).get("trials", ())},
             in_float=InFloat(**{**found, "largest": tuple(found["largest"])})
             if (found := summary.get("in_float"))
