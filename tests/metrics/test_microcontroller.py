@@ -10,6 +10,9 @@ from bitfront.engine.evaluation.fixed import FixedEvaluator
 from bitfront.exporters.targets.base import Candidate
 from bitfront.exporters.targets.c import C
 from bitfront.formats.fixed_map import FixedMap
+from bitfront.metrics import RUNNERS
+from bitfront.metrics.base import RunnerSettings
+from bitfront.metrics.configured import ConfiguredRunner, configured_runner
 from bitfront.spaces.quantize import QuantizationSpace
 from bitfront.testing.metrics import check_runner
 
@@ -92,3 +95,38 @@ def test_an_evaluator_with_other_weights_has_numbers_of_its_own():
         measure("microcontroller", {}, zeros, empty)["flash"]
         < measure("microcontroller", {}, context, code[None])["flash"]
     )
+
+
+class Counted(RUNNERS.get("microcontroller")):
+    """Counts the candidates that it computes."""
+
+    seen = 0
+
+    def measure(self, context, codes):
+        type(self).seen += len(codes)
+        return super().measure(context, codes)
+
+
+def test_costs_of_candidates_are_computed_once(monkeypatch):
+    monkeypatch.setattr(Counted, "seen", 0)
+    choices = {"linear": dict(FIXED, name=["integer", "NA"]), "conv2d": FIXED}
+    context = evaluator(
+        network(), (1, 4, 4), choices, [ConfiguredRunner("m", "hw_runner", Counted, RunnerSettings())], by="type"
+    )
+    rng = np.random.default_rng(0)
+    for _ in range(4):
+        codes = context.space.sample(30, rng)
+        asked = context.closed_form_values(codes, {"flash", "ram"})
+        for metric, values in measure("microcontroller", {}, context, codes).items():
+            np.testing.assert_array_equal(asked.get(metric, values), values)
+        asked["flash"][:] = 0  # the caller may change them
+    assert Counted.seen == len(next(iter(context._kept.values()))) <= context.space.size
+    assert not context.closed_form_values(codes[:0], {"flash"})["flash"].size
+
+
+def test_an_error_says_why_there_is_no_number():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
+    context = evaluator(net.eval(), (1, 4, 4), SPACES["fixed"], [configured_runner("microcontroller")], by="type")
+    (error,) = context.evaluate(context.space.numbered(0, 1)).errors
+    assert error.startswith("flash is nan: _1 (BatchNorm2d): a batch norm in float; fold it into the layer before it")

@@ -347,3 +347,40 @@ def test_what_the_samples_tell_apart_decides_when_a_search_ends() -> None:
     without, why, measured = ended(0.05, len(coarse) + 8)
     assert (why, measured) == ("", [])
     np.testing.assert_array_equal(without.codes[: len(coarse)], coarse.codes)
+
+
+@pytest.mark.parametrize("noise", [None, [np.array([0.3, 0.08, 0.02, 0.005, 0.001])] * 24])
+@pytest.mark.parametrize("without", ["an option", "the first options", "all"])
+def test_candidates_whose_cost_has_no_value_are_not_proposed(without: str, noise: list[np.ndarray] | None) -> None:
+    """Such as the size of a program that cannot be written: they would fail."""
+    space = chain(24, 5)
+
+    def cost(codes: np.ndarray) -> np.ndarray:
+        missing = {
+            "an option": codes[:, 3] == 2,
+            "the first options": (codes == 0).all(axis=1),
+            "all": codes[:, 0] >= 0,
+        }
+        return np.where(missing[without], np.nan, codes.sum(axis=1))
+
+    def losses(codes: np.ndarray) -> np.ndarray:
+        both = wide_losses(codes)
+        return np.where(np.isnan(cost(codes))[:, None], np.nan, np.stack([both[:, 0], cost(codes)], axis=1))
+
+    history = search(space, losses, Knowledge(costs={1: cost}, noise=noise), 64)
+    failed = np.isnan(history.losses).any(axis=1)
+    assert len(history) >= 64
+    assert failed.all() if without == "all" else not failed[24:].any()
+
+
+@given(st.integers(2, 5), st.integers(2, 4), st.integers(0, 10**6))
+def test_the_exact_front_leaves_out_options_without_a_cost(groups: int, size: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    values, costs = (list(rng.integers(0, 9, (groups, size)).astype(float)) for _ in range(2))
+    for of_group in costs:
+        of_group[rng.random(size) < 0.3] = np.nan
+    every = np.array(list(itertools.product(range(size), repeat=groups)))
+    sums = np.stack([sum(t[every[:, g]] for g, t in enumerate(table)) for table in (costs, values)], axis=1)
+    best = {tuple(row) for row in sums[non_dominated(sums)].tolist()}
+    found = front(values, costs)
+    assert set(zip(found.costs.tolist(), found.values.tolist(), strict=True)) == best

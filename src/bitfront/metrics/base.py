@@ -156,9 +156,9 @@ class EvaluationContext(Protocol):
         in floating point. Its time says nothing about the time of what would be deployed."""
         ...
 
-    def nonzero(self, operand: Operand = "weight") -> Sequence[NDArray[np.int64]]:
-        """Per group, how many values of a weight of the site are not zero once quantized, under each option; shape
-        (options,). Zeros for a site without a parameter of that name."""
+    def nonzero(self, group: int, operand: Operand = "weight") -> NDArray[np.int64]:
+        """How many values of a weight of one site are not zero once quantized, under each option, shape (options,).
+        Zeros for a site without a parameter of that name."""
         ...
 
     def of_parameter(self, group: int, operand: Operand, figure: ParameterFigure) -> Values:
@@ -231,6 +231,8 @@ class Runner(ABC):
         closed_form: whether it needs neither data nor a clock, so that a constraint on it is checked before a
             candidate is evaluated.
         of_weights: whether it looks at the values of the weights, so that before training it is not known.
+        one_by_one: whether a runner in closed form computes each candidate, and does not look it up in tables of its
+            layers. What it gives is then kept.
     """
 
     Settings: ClassVar[type[RunnerSettings]] = RunnerSettings
@@ -239,6 +241,7 @@ class Runner(ABC):
     side: ClassVar[Side]
     closed_form: ClassVar[bool] = False
     of_weights: ClassVar[bool] = False
+    one_by_one: ClassVar[bool] = False
 
     def __init__(self, settings: RunnerSettings) -> None:
         """Makes it, at no cost: a plan makes runners that measure nothing."""
@@ -279,6 +282,15 @@ class Runner(ABC):
             Each metric of `produces` → values, float64 of shape (candidates,), in the unit that it declares. NaN
             where a candidate could not be measured.
         """
+
+    def why_unmeasured(self, context: EvaluationContext, code: NDArray[np.int64]) -> str:  # noqa: ARG002
+        """Why a candidate has NaN, for its error; empty where there is no more to say.
+
+        Args:
+            context: what evaluates it.
+            code: canonical, shape (parameters,).
+        """
+        return ""
 
 
 def table_sum(space: FormatSpace, tables: list[NDArray[np.float64]], codes: Codes) -> Values:

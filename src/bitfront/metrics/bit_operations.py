@@ -97,7 +97,7 @@ class Bops(_Multiplications):
             size = math.prod(product.shape)
             # Of a weight that is an activation no value is known to be zero.
             known = site.parameter(product.weight) is not None
-            count = context.nonzero(product.weight)[group] if known else np.full_like(data, size)
+            count = context.nonzero(group, product.weight) if known else np.full_like(data, size)
             total += bops(product, data, weight, count / size)
         return total
 

@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bitfront.errors import ExportError
 from bitfront.graph import Graph
@@ -25,6 +26,7 @@ class Microcontroller(Runner):
     side: ClassVar[Side] = "hw_runner"
     closed_form: ClassVar[bool] = True
     of_weights: ClassVar[bool] = True
+    one_by_one: ClassVar[bool] = True
     produces = (
         Metric("flash", "bytes", "minimize", "modelled", "constants of the exported C, without the code; exact"),
         Metric("ram", "bytes", "minimize", "modelled", "buffers of the exported C; exact"),
@@ -43,6 +45,14 @@ class Microcontroller(Runner):
                 rows.append((needs.flash, needs.ram, needs.cycles))
         columns = np.array(rows, dtype=np.float64).reshape(-1, 3).T
         return {metric.name: column for metric, column in zip(self.produces, columns, strict=True)}
+
+    def why_unmeasured(self, context: EvaluationContext, code: NDArray[np.int64]) -> str:
+        """What the integer program of a candidate does not have."""
+        try:
+            _needs(context.space.graph).of(context.formats(code))
+        except ExportError as error:
+            return str(error)
+        return ""
 
 
 @lru_cache(maxsize=8)

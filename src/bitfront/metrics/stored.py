@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,8 @@ from bitfront.spaces.model_space import FormatSpace
 
 #: Per use of a tensor, a figure under each option of the group of its site.
 Tables = tuple[NDArray[np.int64], ...]
+#: A cache: what is known of spaces that are still in use.
+_OF_SPACES: WeakKeyDictionary[FormatSpace, tuple[StoredForms, ...]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,17 +72,15 @@ class StoredForms:
         # Every form can be had from the float values, so nobody stores more than these.
         return np.where(several, np.minimum(total, in_float), alone)
 
-    def in_widest(
-        self, figures_of: Callable[[Operand], Sequence[NDArray[np.int64]]], options: Codes
-    ) -> NDArray[np.int64]:
+    def in_widest(self, figure_of: Callable[[int, Operand], NDArray[np.int64]], options: Codes) -> NDArray[np.int64]:
         """A figure per group and option, of the use with most bits; of several with as many bits, the largest.
 
         Args:
-            figures_of: operand → for every group of the space, shape (options of the group,).
+            figure_of: of a group of the space and an operand, shape (options of the group,).
         """
         bits = np.stack(self.of_uses(self.bits, options))
         uses = zip(self.groups, self.tensor.uses, strict=True)
-        figures = np.stack([figures_of(use.operand)[g][options[:, g]] for g, use in uses])
+        figures = np.stack([figure_of(g, use.operand)[options[:, g]] for g, use in uses])
         best: NDArray[np.int64] = np.where(bits == bits.max(axis=0), figures, 0).max(axis=0)
         return best
 
@@ -97,7 +98,10 @@ class StoredForms:
 
 def stored_forms(space: FormatSpace) -> tuple[StoredForms, ...]:
     """Every tensor that the model of a space stores."""
-    return tuple(_forms(space, tensor) for tensor in stored_tensors(space.graph))
+    # Strategies ask for costs many times per proposal, and each time all tables would be made again.
+    if space not in _OF_SPACES:
+        _OF_SPACES[space] = tuple(_forms(space, tensor) for tensor in stored_tensors(space.graph))
+    return _OF_SPACES[space]
 
 
 def weights(space: FormatSpace) -> tuple[StoredForms, ...]:

@@ -142,7 +142,9 @@ class Prediction:
                 violation += np.maximum(expected, 0.0)
             else:
                 losses[:, model.objective] = expected
-        return Pool(options, self._worth(losses), violation)
+        # A cost without a value, such as the size of a program that cannot be written, is that of a failure.
+        fine = np.flatnonzero(np.isfinite(losses).all(axis=1))
+        return Pool(options, self._worth(losses), violation)[fine]
 
     def _worth(self, losses: Floats) -> Floats:
         """Losses that count, of the same shape: what is better than sufficient counts as sufficient."""
@@ -169,6 +171,8 @@ class Prediction:
             Codes, shape (candidates, parameters).
         """
         pool, point = self._promising
+        if not len(pool.options):
+            return self.space.codes(pool.options)
         chosen = _chosen(pool, lambda: self._outcomes, self._front, point, n)
         return self.space.codes(pool.options[chosen])
 
@@ -253,6 +257,8 @@ class Prediction:
         for i, values in enumerate(tables[: len(self.models)]):
             for costs in tables[i + 1 :]:
                 solved = separable_front(values, costs, PARTIAL)
+                if not len(solved.values):
+                    continue
                 rows = np.linspace(0, len(solved.values) - 1, min(2 * MEMBERS, len(solved.values))).astype(np.int64)
                 yield solved.options[rows]
 

@@ -46,7 +46,7 @@ def front(values: Sequence[Floats], costs: Sequence[Floats], most: int = KEPT) -
 
     Args:
         values: per group, what each option adds to the value, shape (options,).
-        costs: per group, what each option adds to the cost, shape (options,).
+        costs: per group, what each option adds to the cost, shape (options,). Options whose cost is NaN are left out.
         most: the largest number of partial sums that are kept after each group.
     """
     value, cost = np.zeros(1), np.zeros(1)
@@ -56,10 +56,11 @@ def front(values: Sequence[Floats], costs: Sequence[Floats], most: int = KEPT) -
     for of_value, of_cost in zip(values, costs, strict=True):
         both = np.stack([(cost[:, None] + of_cost).ravel(), (value[:, None] + of_value).ravel()], axis=1)
         order = np.lexsort(both.T[::-1])
+        order = order[np.isfinite(both[order]).all(axis=1)]
         kept = order[non_dominated_sorted(both[order])]
         # Of equal sums one is enough.
         rows = both[kept]
-        kept = kept[np.concatenate([[True], (np.diff(rows, axis=0) != 0).any(axis=1)])]
+        kept = kept[np.concatenate([[True], (np.diff(rows, axis=0) != 0).any(axis=1)])[: len(kept)]]
         if len(kept) > most:
             kept, exact = _thinned(kept, both[kept, 0], most), False
         cost, value = both[kept, 0], both[kept, 1]

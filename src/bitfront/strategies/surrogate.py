@@ -197,8 +197,9 @@ class Surrogate(Strategy):
         if self.knowledge.noise is not None and self.knowledge.costs:
             cost = next(iter(self.knowledge.costs.values()))
             solved = separable_front(self.knowledge.noise, cost_tables(self.space, cost), PARTIAL)
-            rows = np.linspace(0, len(solved.values) - 1, n).astype(np.int64)
-            return np.concatenate([even, self.space.codes(rng.permutation(solved.options[rows]))])
+            if len(solved.values):
+                rows = np.linspace(0, len(solved.values) - 1, n).astype(np.int64)
+                return np.concatenate([even, self.space.codes(rng.permutation(solved.options[rows]))])
         return np.concatenate([even, latin_hypercube(self.space, n, rng)])
 
     def _filled(self, codes: Codes, history: History, n: int, rng: np.random.Generator) -> Codes:

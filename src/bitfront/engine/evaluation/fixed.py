@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from bitfront.engine.evaluation.calibration import Calibration, Corrections
 from bitfront.engine.evaluation.interface import BatchMetrics, EvaluationJob, ModelEvaluator, joined
-from bitfront.engine.evaluation.measured import measured
+from bitfront.engine.evaluation.measured import measured, measured_once
 from bitfront.engine.evaluation.parameters import RoundedParameters, count_nonzero
 from bitfront.engine.evaluation.plain import PlainScorer, as_scores
 from bitfront.engine.evaluation.range_loss import RangeLosses
@@ -114,6 +114,8 @@ class FixedEvaluator(ModelEvaluator):
         self._parameters = RoundedParameters(space, self._calibration)
         self._resident: dict[tuple[str, int | None], tuple[Tensor, Tensor]] = beside._resident if beside else {}
         self._labels: dict[tuple[str, int | None], tuple[Tensor, int]] = beside._labels if beside else {}
+        #: Per runner in closed form that computes candidates one by one, what it gave.
+        self._kept: dict[Runner, dict[bytes, tuple[float, ...]]] = {}
         #: Why candidates take the plain path; empty if they do not.
         self.plain = ""
 
@@ -181,20 +183,27 @@ class FixedEvaluator(ModelEvaluator):
         values: dict[str, Values] = {}
         for runner in self.runners:
             if runner.closed_form and any(m.name in metrics for m in runner.produces):
-                values.update(measured(runner, _Context(self), codes))
+                context = _Context(self)
+                kept = self._kept.setdefault(runner, {}) if runner.one_by_one else None
+                found = (
+                    measured(runner, context, codes) if kept is None else measured_once(runner, context, codes, kept)
+                )
+                values.update(found)
         return {m: values[m] for m in metrics}
 
     def _evaluate(self, codes: Codes) -> tuple[dict[str, Values], tuple[str, ...]]:
         values: dict[str, Values] = {}
         context = _Context(self)
         with one_thread():
-            for runner in self.runners:
-                values.update(measured(runner, context, codes))
+            of_runners = [(runner, measured(runner, context, codes)) for runner in self.runners]
         errors = list(context.errors) or [""] * len(codes)
-        for name, column in values.items():
-            for i in np.flatnonzero(~np.isfinite(column)):
-                errors[i] = errors[i] or f"{name} is {column[i]}"
-                column[i] = np.nan
+        for runner, columns in of_runners:
+            for name, column in columns.items():
+                for i in np.flatnonzero(~np.isfinite(column)):
+                    why = "" if errors[i] else runner.why_unmeasured(context, codes[i])
+                    errors[i] = errors[i] or f"{name} is {column[i]}" + (f": {why}" if why else "")
+                    column[i] = np.nan
+            values.update(columns)
         return values, tuple(errors)
 
     def formats(self, code: NDArray[np.int64]) -> dict[str, dict[Operand, Format]]:
@@ -249,10 +258,9 @@ class FixedEvaluator(ModelEvaluator):
                 for option in np.unique(options[:, g]).tolist()
             )
 
-    def nonzero(self, operand: Operand = "weight") -> tuple[NDArray[np.int64], ...]:
-        """Per site, how many values of a quantized weight are not zero, under each option; int64, shape (options,)."""
-        groups = range(len(self.space.sites))
-        return tuple(self.of_parameter(g, operand, count_nonzero).astype(np.int64) for g in groups)
+    def nonzero(self, group: int, operand: Operand = "weight") -> NDArray[np.int64]:
+        """How many values of a quantized weight of a site are not zero, under each option; shape (options,)."""
+        return self.of_parameter(group, operand, count_nonzero).astype(np.int64)
 
     def of_parameter(self, group: int, operand: Operand, figure: ParameterFigure) -> Values:
         """A figure of a rounded parameter of a site, under each option; shape (options,)."""
@@ -465,8 +473,8 @@ class _Context:
     def model(self, code: NDArray[np.int64]) -> nn.Module:
         return self._evaluator.model(code)
 
-    def nonzero(self, operand: Operand = "weight") -> Sequence[NDArray[np.int64]]:
-        return self._evaluator.nonzero(operand)
+    def nonzero(self, group: int, operand: Operand = "weight") -> NDArray[np.int64]:
+        return self._evaluator.nonzero(group, operand)
 
     def of_parameter(self, group: int, operand: Operand, figure: ParameterFigure) -> Values:
         return self._evaluator.of_parameter(group, operand, figure)

@@ -16,6 +16,8 @@ from bitfront.spaces.base import Codes
 
 #: Kinds of NumPy types that are numbers: bool, int, unsigned, float.
 NUMBERS = "biuf"
+#: Candidates whose metrics are kept, about.
+KEPT = 2**18
 
 
 def measured(runner: Runner, context: EvaluationContext, codes: Codes) -> dict[str, Values]:
@@ -28,6 +30,29 @@ def measured(runner: Runner, context: EvaluationContext, codes: Codes) -> dict[s
     with contained():
         given = runner.measure(context, codes)
         return _checked(runner, given, len(codes))
+
+
+def measured_once(
+    runner: Runner, context: EvaluationContext, codes: Codes, kept: dict[bytes, tuple[float, ...]]
+) -> dict[str, Values]:
+    """The same, where each candidate is measured once. Proposals of a strategy ask for the costs of thousands of
+    candidates, most of which the proposal before has asked for.
+
+    Args:
+        runner: in closed form, so that the values of a candidate never change.
+        context: always the same one.
+        kept: code → its metrics, in the order of ``produces``; all is forgotten when there are ``KEPT``.
+    """
+    keys = [code.tobytes() for code in np.ascontiguousarray(codes)]
+    if len(kept) > KEPT:
+        kept.clear()
+    unknown = {key: row for row, key in enumerate(keys) if key not in kept}
+    if unknown:
+        values = measured(runner, context, codes[list(unknown.values())])
+        columns = [values[metric.name].tolist() for metric in runner.produces]
+        kept.update(zip(unknown, zip(*columns, strict=True), strict=True))
+    table = np.array([kept[key] for key in keys], dtype=np.float64).reshape(len(keys), len(runner.produces))
+    return {metric.name: table[:, i].copy() for i, metric in enumerate(runner.produces)}
 
 
 def _checked(runner: Runner, given: object, count: int) -> dict[str, Values]:
