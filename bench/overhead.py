@@ -47,7 +47,7 @@ from bitfront import cli
 import bitfront.api
 from bitfront.engine.planning import builder
 from bitfront.engine.search import loop, session
-from bitfront.report import tables
+from bitfront.report import remarks, tables
 
 times = {"start": time.time() - float(sys.argv.pop(1))}
 
@@ -69,7 +69,7 @@ clocked(loop, "run", "search")
 clocked(session.front, "measure_on_test", "test")
 clocked(session, "write_results", "report")
 clocked(tables, "best_trials", "report")
-clocked(tables, "summary", "report")
+clocked(remarks, "summary", "report")
 try:
     cli.main()
 finally:

@@ -12,7 +12,7 @@ from rich.console import Console
 from bitfront.cli import printing
 from bitfront.engine.search.loop import Progress
 from bitfront.pareto import Front
-from bitfront.report import tables
+from bitfront.report import remarks
 from bitfront.report.live import Live
 from bitfront.report.tables import Sheet, duration, number
 from bitfront.training import EpochRecord
@@ -115,11 +115,11 @@ def test_what_a_trial_chose_in_one_line():
     }
     trial = SimpleNamespace(config=config)
     bits = {"fc1": {"data_in": 8, "weight": 4, "bias": 8}, "fc3": {"weight": 4}}
-    assert tables.chosen(trial, bits) == "fc1 integer 8/4/8, fc2 float, fc3 integer -/4/-"
-    assert tables.chosen(trial, bits, named=False) == "fc1 8/4/8, fc2 float, fc3 -/4/-"
+    assert remarks.chosen(trial, bits) == "fc1 integer 8/4/8, fc2 float, fc3 integer -/4/-"
+    assert remarks.chosen(trial, bits, named=False) == "fc1 8/4/8, fc2 float, fc3 -/4/-"
     same = bits | {"fc3": bits["fc1"]}
-    assert tables.chosen(trial, same, named=False, as_counts=True) == "2 × 8/4/8, 1 × float"
-    assert tables.chosen(trial, {"fc1": {"weight": None}}, named=False) == "fc1 -/?/-, fc2 float, fc3 -/-/-"
+    assert remarks.chosen(trial, same, named=False, as_counts=True) == "2 × 8/4/8, 1 × float"
+    assert remarks.chosen(trial, {"fc1": {"weight": None}}, named=False) == "fc1 -/?/-, fc2 float, fc3 -/-/-"
 
 
 def test_notes_come_once_and_quiet_says_nothing():

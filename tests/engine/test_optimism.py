@@ -12,7 +12,8 @@ from torch import nn
 import bitfront as bf
 from bitfront.engine.search.optimism import optimism, spread_of_answers, spread_of_results
 from bitfront.report import page_tables
-from bitfront.report.tables import as_json, optimistic
+from bitfront.report.remarks import optimistic
+from bitfront.report.tables import as_json
 from bitfront.tasks.base import TaskMetric
 
 ACCURACY = TaskMetric(

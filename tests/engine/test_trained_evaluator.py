@@ -716,10 +716,10 @@ def test_any_number_of_processes_gives_the_same_run(dataset, tmp_path):
 
 
 def test_the_summary_says_which_widths_were_chosen(dataset, tmp_path):
-    from bitfront.report import tables
+    from bitfront.report import remarks
 
     run = bf.search(configured(JOINT, TRAIN, project_dir=str(tmp_path)), data=dataset)
-    lines = tables.summary(run)
+    lines = remarks.summary(run)
     assert any("what they chose, bits of data_in/weight/bias in integer and widths:" in line for line in lines)
     number = run.front[0].number
     label, width = run.space.layer_widths(np.array(run.front[0].code))["seq_blocks_4"]

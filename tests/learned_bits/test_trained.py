@@ -16,7 +16,7 @@ from bitfront.checkpoints.cycles import cycle_file, learned_network
 from bitfront.engine.search import session
 from bitfront.errors import CheckpointError
 from bitfront.learned_bits.course import Pace
-from bitfront.report.tables import summary
+from bitfront.report.remarks import summary
 
 SETTINGS = {"cycles": 3, "epochs": 2, "networks": 2, "batch_size": 64, "strategy": "learned_bits"}
 

@@ -10,7 +10,7 @@ from torch.nn.utils.parametrizations import weight_norm
 import bitfront as bf
 from bitfront.engine.planning.coverage import float_shares, in_float
 from bitfront.engine.storage.records import InFloat
-from bitfront.report import tables
+from bitfront.report import remarks
 from bitfront.report.page_tables import summary
 
 INT = {"name": ["integer"], "data_in_width": [8], "weight_width": [4]}
@@ -143,10 +143,10 @@ def test_the_tables_of_a_run_say_what_every_candidate_and_what_one_leaves_in_flo
     line = InFloat(72 / 120, 0.0, ("rotation.angles (parameter)", "position (parameter)")).text
     assert run.in_float.text == line
     assert line in notes
-    assert line in tables.summary(run)
+    assert line in remarks.summary(run)
     assert line in summary(run)[1]
     assert set(run.float_shares) == {trial.number for trial in run.front}
-    chosen = {t.number: next(s for s in tables.summary(run) if s.startswith(f"  {t.number}: ")) for t in run.front}
+    chosen = {t.number: next(s for s in remarks.summary(run) if s.startswith(f"  {t.number}: ")) for t in run.front}
     for number, text in chosen.items():
         weights, macs = run.float_shares[number]
         more = [size for size, site in ((32, "fc1 float"), (16, "head float")) if site in text]
@@ -159,7 +159,7 @@ def test_the_tables_of_a_run_say_what_every_candidate_and_what_one_leaves_in_flo
 def test_a_run_that_leaves_nothing_in_float_has_no_such_line(tmp_path):
     run, notes = searched(Convolved(), tmp_path, {"default": INT})
     assert run.in_float == InFloat()
-    assert not any("in float" in line for line in (*tables.summary(run), *summary(run)[1], *notes))
+    assert not any("in float" in line for line in (*remarks.summary(run), *summary(run)[1], *notes))
 
 
 @pytest.mark.slow
@@ -184,5 +184,5 @@ def test_a_search_of_widths_alone_has_no_such_line(tmp_path):
     space = {"name": "channel_size", "by": "name", "0": {"name": "both", "channel_multiplier": [0.5, 1]}}
     run, notes = searched(model, tmp_path, space)
     assert len(run) == 2
-    assert not any("in float" in line for line in (*tables.summary(run), *notes))
+    assert not any("in float" in line for line in (*remarks.summary(run), *notes))
     assert not np.any(list(run.float_shares.values()))

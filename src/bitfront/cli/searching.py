@@ -39,7 +39,7 @@ def search(
     loaded = load_configuration(config, overrides)
     with importing():
         from bitfront import api
-        from bitfront.report import tables
+        from bitfront.report import remarks, tables
 
     with printing.events(quiet) as events:
         events.note(f"configuration: {config or 'the default (bitfront init writes it to a file)'}")
@@ -48,7 +48,7 @@ def search(
         printing.print_json(tables.as_json(run))
     else:
         tables.best_trials(run).show(printing.console())
-        for line in tables.summary(run):
+        for line in remarks.summary(run):
             printing.print_line(line)
     if run.stopped == "interrupted":
         raise typer.Exit(130)

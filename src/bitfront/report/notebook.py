@@ -15,7 +15,7 @@ from bitfront.engine.planning.plan import Plan
 from bitfront.engine.storage.run import Run
 from bitfront.engine.storage.trial import Trials
 from bitfront.errors import require
-from bitfront.report import data, explanation, plans, tables
+from bitfront.report import data, explanation, plans, remarks, tables
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,7 +29,7 @@ def html(value: Run | Trials | Plan | Analysis | Explanation) -> str:
     if isinstance(value, Run):
         best = value.columns.number[value.front_rows[:1]].tolist()
         next_ = [f"run.model({number}) is the network of a trial, run.plot() draws the front" for number in best]
-        return _page(tables.best_trials(value), [*tables.remarks(value), *next_])
+        return _page(tables.best_trials(value), [*remarks.remarks(value), *next_])
     if isinstance(value, Trials):
         return _of_trials(value)
     if isinstance(value, Plan):

@@ -14,7 +14,8 @@ from bitfront.report import data, explanation, figures
 from bitfront.report.grid import COLOURS, CellGrid, readable
 from bitfront.report.importance import Importance
 from bitfront.report.learned import LearnedFront, rows_of
-from bitfront.report.tables import compared, constrained, number, optimistic, reasons
+from bitfront.report.remarks import compared, constrained, optimistic, reasons
+from bitfront.report.tables import number
 from bitfront.spaces.base import counted
 
 if TYPE_CHECKING:
