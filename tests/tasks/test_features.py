@@ -13,7 +13,7 @@ from bitfront.engine.evaluation import halving, trained
 from bitfront.engine.planning.builder import make_plan
 from bitfront.engine.search import paired
 from bitfront.engine.storage.run import Run
-from bitfront.report import page_tables, tables
+from bitfront.report import page_tables, remarks
 from bitfront.tasks.configured import named_task
 
 rng = np.random.default_rng(0)
@@ -187,7 +187,7 @@ def test_a_search_looks_near_the_float_model_and_stops_where_the_samples_tell_no
     records = [json.loads((whole.folder / name).read_text()) for name in ("best.json", "log.json")]
     assert {record["stopped"] for of in records for record in of.values()} == {whole.stopped}
     assert page_tables.summary(whole)[0]["state"] == whole.stopped
-    assert whole.stopped in tables.summary(whole)[-3]
+    assert whole.stopped in remarks.summary(whole)[-3]
     assert searched(tmp_path / "parts", events=Interrupting(len(whole) - 5), **more).stopped == "interrupted"
     parts = searched(tmp_path / "parts", **more)
     assert parts.stopped == whole.stopped
