@@ -1,6 +1,7 @@
 """By how much a front looks better on the samples of its search than on others: against simulations and retold runs."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from torch import nn
 
 import bitfront as bf
 from bitfront.engine.search.optimism import optimism, spread_of_answers, spread_of_results
-from bitfront.report import page_tables
+from bitfront.engine.storage.records import Optimism
+from bitfront.report import page_tables, remarks
 from bitfront.report.remarks import optimistic
 from bitfront.report.tables import as_json
 from bitfront.tasks.base import TaskMetric
@@ -29,7 +31,17 @@ def test_the_spread_is_that_of_resampled_samples(seed, candidates, samples):
     answers = np.where(rng.random((candidates, samples)) < 0.8, of_float, rng.random((candidates, samples)) < 0.5)
     rows = rng.integers(samples, size=(4000, samples))
     drops = of_float[rows].mean(axis=1) - answers[:, rows].mean(axis=(0, 2))
-    assert spread_of_answers(of_float, answers) == pytest.approx(drops.std(), rel=0.08, abs=1e-12)
+    expected = np.hypot(drops.std(), 1 / samples)
+    assert spread_of_answers(of_float, answers) == pytest.approx(expected, rel=0.08)
+
+
+def test_equal_answers_on_few_samples_prove_nothing():
+    """A trial that answers all 100 samples as the float model does, and one of 300 others not."""
+    right = np.arange(100) > 10
+    spread = spread_of_answers(right, right[None])
+    found = optimism(ACCURACY, (0.89, 0.9), {0: 0.89}, {0: 0.9 - 1 / 300}, spread, (100, 300))
+    assert found.value == pytest.approx(100 / 300)
+    assert found.interval[0] < 0 < found.interval[1]
 
 
 def test_the_spread_of_another_task_is_that_of_draws():
@@ -127,15 +139,25 @@ def test_the_optimism_of_a_run_is_that_of_its_deployed_models(lucky):
     assert found.members == len(run.front)
     assert found.searched == pytest.approx(100 * worse["val"].mean())
     assert found.tested == pytest.approx(100 * worse["test"].mean())
-    assert found.error == pytest.approx(100 * worse["val"].std() * np.sqrt(1 / 100 + 1 / 4000))
+    spread = np.hypot(worse["val"].std() / 10, 1 / 100)
+    assert found.error == pytest.approx(100 * spread * np.sqrt(1 + 100 / 4000))
 
 
-def test_a_front_that_was_lucky_is_said_to_be(lucky):
-    run, _, _ = lucky
-    assert run.optimism.interval[0] > 0
+def test_what_is_said_of_a_front_that_was_lucky(lucky):
+    run = replace(lucky[0], optimism=Optimism(25, 1.94, 2.75, 0.2))
     (text,) = optimistic(run)
     assert text.startswith(
-        f"the front looks {run.optimism.value:.2g} points better than it is (mean of {len(run.front)} trials;"
+        "the front looks 0.81 points better than it is (mean of 25 trials; 95 % interval 0.42 to 1.2): compared with "
+        "the float model, its accuracy is 2.8 points worse on the test split, and 1.9 points worse on the samples"
     )
     assert text in page_tables.summary(run)[1]
-    assert json.loads(json.dumps(as_json(run)))["optimism"]["members"] == len(run.front)
+    assert text in remarks.summary(run)
+    assert json.loads(json.dumps(as_json(run)))["optimism"]["members"] == 25
+    better = optimistic(replace(run, optimism=Optimism(1, -0.5, 0.5, 0.2)))
+    assert "(one trial; " in better[0]
+    assert "0.5 points worse on the test split, and 0.5 points better on" in better[0]
+
+
+def test_nothing_is_said_of_what_may_be_chance(lucky):
+    assert lucky[0].optimism.interval[0] < 0
+    assert optimistic(lucky[0]) == optimistic(replace(lucky[0], optimism=None)) == []

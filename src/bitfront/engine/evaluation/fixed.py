@@ -183,12 +183,9 @@ class FixedEvaluator(ModelEvaluator):
         values: dict[str, Values] = {}
         for runner in self.runners:
             if runner.closed_form and any(m.name in metrics for m in runner.produces):
-                context = _Context(self)
-                kept = self._kept.setdefault(runner, {}) if runner.one_by_one else None
-                found = (
-                    measured(runner, context, codes) if kept is None else measured_once(runner, context, codes, kept)
-                )
-                values.update(found)
+                context, kept = _Context(self), self._kept.setdefault(runner, {})
+                once = runner.one_by_one
+                values.update(measured_once(runner, context, codes, kept) if once else measured(runner, context, codes))
         return {m: values[m] for m in metrics}
 
     def _evaluate(self, codes: Codes) -> tuple[dict[str, Values], tuple[str, ...]]:

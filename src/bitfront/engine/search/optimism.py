@@ -22,12 +22,15 @@ from bitfront.tasks.base import Results, TaskMetric
 def spread_of_answers(of_float: NDArray[np.bool_], answers: NDArray[np.bool_]) -> float:
     """The standard error of how far candidates are below the float model on average, as a share.
 
+    It is taken as if one more sample differed. Otherwise candidates that answer all samples as the float model does
+    would be known without any error, and the first other sample that differs would look like a proof.
+
     Args:
         of_float: which samples the float model classifies correctly, shape (samples,).
         answers: the same of the candidates, shape (candidates, samples).
     """
     worse = of_float - answers.mean(axis=0)
-    return float(worse.std() / np.sqrt(len(worse)))
+    return float(np.hypot(worse.std() / np.sqrt(len(worse)), 1 / len(worse)))
 
 
 def spread_of_results(metric: TaskMetric, of_float: Results, results: Sequence[Results]) -> float | None:
